@@ -1,0 +1,236 @@
+"""Every deliberate failure of edgefuse, and the exit code that it brings.
+
+    EdgefuseError                       1
+    ├── UsageError                      2   an option or a combination that makes no sense
+    ├── CheckpointError
+    │   ├── MissingFile                10   a path that is not there
+    │   ├── NotACheckpoint             11   a folder or file that is something else
+    │   ├── DamagedCheckpoint          12   truncated or changed bytes
+    │   ├── PickledCheckpoint          13   a .pt/.ckpt: it could run code when it is read
+    │   ├── NotFinite                  14   NaN or infinite weights
+    │   ├── BadStatistics              15   a running variance that is not positive
+    │   ├── ShapeMismatch              16   tensors that contradict the config
+    │   └── BadConfig                  17   unknown, missing or impossible config values
+    ├── TargetError
+    │   ├── UnknownTarget              20
+    │   ├── MissingPackage             21   the package of a target (or a tool) is not installed
+    │   ├── Refused                    22   the target cannot honour this program, and says why
+    │   └── ExportFailed               23   the runtime's own exporter failed
+    ├── OutputError
+    │   ├── OutputExists               30
+    │   ├── NotWritable                31
+    │   └── NoSpace                    32
+    ├── AudioError                     40
+    │   ├── EmptyAudio                 41
+    │   ├── NotMono                    42
+    │   ├── WrongSampleRate            43
+    │   ├── AudioTooLong               44
+    │   ├── NotAudio                   45
+    │   └── AudioNotFinite             46
+    ├── BundleError
+    │   ├── NotABundle                 50
+    │   └── ChangedBundle              51   a checksum that does not match
+    ├── FoldInexact                    60   the fold's float64 error is above its bound
+    ├── GateFailed                     61   an artifact does not pass verification
+    └── TrainingDiverged               70   NaN loss
+
+Ctrl-C ends with 130, as everywhere. Only `edgefuse.cli` catches these.
+"""
+
+from typing import ClassVar
+
+
+class EdgefuseError(Exception):
+    """A failure that edgefuse foresaw: one sentence, a hint with the next command, an exit code."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, sentence: str, hint: str | None = None) -> None:
+        """Keep the sentence (what, where) and the hint (the next command)."""
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.hint = hint
+
+
+class UsageError(EdgefuseError):
+    """An option, or a combination of options, that makes no sense."""
+
+    exit_code = 2
+
+
+class CheckpointError(EdgefuseError):
+    """Something is wrong with the checkpoint."""
+
+
+class MissingFile(CheckpointError):
+    """A path that is not there."""
+
+    exit_code = 10
+
+
+class NotACheckpoint(CheckpointError):
+    """A folder or file that is something else."""
+
+    exit_code = 11
+
+
+class DamagedCheckpoint(CheckpointError):
+    """Truncated or changed bytes."""
+
+    exit_code = 12
+
+
+class PickledCheckpoint(CheckpointError):
+    """A pickle, which could run code when it is read."""
+
+    exit_code = 13
+
+
+class NotFinite(CheckpointError):
+    """NaN or infinite weights."""
+
+    exit_code = 14
+
+
+class BadStatistics(CheckpointError):
+    """A running variance that is not positive."""
+
+    exit_code = 15
+
+
+class ShapeMismatch(CheckpointError):
+    """Tensors that contradict the config."""
+
+    exit_code = 16
+
+
+class BadConfig(CheckpointError):
+    """Unknown, missing or impossible config values."""
+
+    exit_code = 17
+
+
+class TargetError(EdgefuseError):
+    """Something is wrong with a target."""
+
+
+class UnknownTarget(TargetError):
+    """A target that is not on the shelf."""
+
+    exit_code = 20
+
+
+class MissingPackage(TargetError):
+    """A package that the work needs is not installed."""
+
+    exit_code = 21
+
+
+class Refused(TargetError):
+    """The target cannot honour this program."""
+
+    exit_code = 22
+
+
+class ExportFailed(TargetError):
+    """The runtime's own exporter failed."""
+
+    exit_code = 23
+
+
+class OutputError(EdgefuseError):
+    """The output cannot be written."""
+
+
+class OutputExists(OutputError):
+    """The output is there already, and stays as it is."""
+
+    exit_code = 30
+
+
+class NotWritable(OutputError):
+    """The output's folder does not let us write."""
+
+    exit_code = 31
+
+
+class NoSpace(OutputError):
+    """The disk is full."""
+
+    exit_code = 32
+
+
+class AudioError(EdgefuseError):
+    """Something is wrong with a recording."""
+
+    exit_code = 40
+
+
+class EmptyAudio(AudioError):
+    """No samples, or fewer than one encoder frame needs."""
+
+    exit_code = 41
+
+
+class NotMono(AudioError):
+    """More than one channel."""
+
+    exit_code = 42
+
+
+class WrongSampleRate(AudioError):
+    """Not 16 kHz."""
+
+    exit_code = 43
+
+
+class AudioTooLong(AudioError):
+    """Longer than the artifact takes."""
+
+    exit_code = 44
+
+
+class NotAudio(AudioError):
+    """A file in no audio format."""
+
+    exit_code = 45
+
+
+class AudioNotFinite(AudioError):
+    """NaN or infinite samples."""
+
+    exit_code = 46
+
+
+class BundleError(EdgefuseError):
+    """Something is wrong with a bundle."""
+
+
+class NotABundle(BundleError):
+    """A folder that is not a whole bundle."""
+
+    exit_code = 50
+
+
+class ChangedBundle(BundleError):
+    """A file of the bundle has changed since the export."""
+
+    exit_code = 51
+
+
+class FoldInexact(EdgefuseError):
+    """The folded model answers differently in float64."""
+
+    exit_code = 60
+
+
+class GateFailed(EdgefuseError):
+    """An artifact does not pass verification."""
+
+    exit_code = 61
+
+
+class TrainingDiverged(EdgefuseError):
+    """The loss is not a number any more."""
+
+    exit_code = 70

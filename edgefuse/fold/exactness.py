@@ -1,0 +1,108 @@
+"""How exact a fold is: the same features through both models in float64, site by site and end to end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgefuse.checkpoint import encoder_of
+from edgefuse.errors import FoldInexact
+from edgefuse.model import SUBSAMPLING, Encoder
+from edgefuse.values import Checkpoint, Fold, FoldedModel
+
+BOUND = 1e-10  # relative; what is observed is about 1e-14
+
+
+@dataclass(frozen=True, slots=True)
+class Exactness:
+    """Relative errors in float64: max |difference| / max |value|.
+
+    Attributes:
+        sites: per layer that absorbed something, on the input that it really sees.
+        end_to_end: of the logits of a batch with padding, valid frames only.
+    """
+
+    sites: Mapping[str, float]
+    end_to_end: float
+
+    @property
+    def worst_site(self) -> float:
+        """The largest of the sites' errors; 0 when nothing was folded."""
+        return max(self.sites.values(), default=0.0)
+
+    def require(self) -> None:
+        """Raise `FoldInexact` above the bound."""
+        if not max(self.worst_site, self.end_to_end) <= BOUND:  # "not <=" catches NaN too
+            raise FoldInexact(
+                f"The folded model answers differently: relative error {self.worst_site:.1e} at a site, "
+                f"{self.end_to_end:.1e} end to end, {BOUND:.0e} allowed.",
+                hint="See the plan with: edgefuse inspect CKPT; statistics that are almost zero can be renewed with --reestimate.",
+            )
+
+
+def exactness(checkpoint: Checkpoint, folded: FoldedModel, features: Tensor, lengths: Tensor) -> Exactness:
+    """Compare a checkpoint with its fold on a padded batch: features (B, T, mels) normalized, lengths (B,) feature frames."""
+    before = encoder_of(checkpoint, torch.float64)
+    after = encoder_of(folded.checkpoint, torch.float64)
+    features = features.double()
+    layers = [] if checkpoint.config.folded else _absorbing(folded)
+    seen, handles = _watch(before, layers)
+    with torch.no_grad():
+        wanted, valid = before(features, lengths)
+        got, _ = after(features, lengths)
+        for handle in handles:
+            handle.remove()
+        sites = {name: _site_error(name, seen[_pair(name)], before, after) for name in layers}
+    frames = torch.arange(wanted.shape[1]) < valid[:, None]
+    return Exactness(sites, _relative(wanted[frames], got[frames]))
+
+
+def probe(mel_bins: int, seconds: float = 4.0, utterances: int = 3) -> tuple[Tensor, Tensor]:
+    """A padded batch of noise in the range of normalized features, for a fold without speech at hand."""
+    frames = int(seconds * 100)
+    features = torch.randn(utterances, frames, mel_bins, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lengths = torch.tensor([frames - i * 17 * SUBSAMPLING for i in range(utterances)])
+    return features * (torch.arange(frames) < lengths[:, None])[..., None], lengths
+
+
+def _absorbing(folded: FoldedModel) -> list[str]:
+    """Every layer into which something was folded."""
+    into = [name for site in folded.plan if isinstance(site, Fold) and site.rule != "key bias" for name in site.into]
+    return list(dict.fromkeys(name for name in into if _pair(name)))
+
+
+def _pair(layer: str) -> str:
+    """The layer and its norm: the module around both ("" for the CTC head, which the end to end figure covers)."""
+    return layer.rpartition(".")[0]
+
+
+def _watch(model: nn.Module, layers: list[str]) -> tuple[dict[str, tuple[tuple[Tensor, ...], Tensor]], list[torch.utils.hooks.RemovableHandle]]:
+    """Record what goes into each layer-and-norm pair and what comes out."""
+    seen: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
+
+    def recorder(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a hook
+        return lambda _module, inputs, output: seen.__setitem__(name, (inputs, output))
+
+    pairs = {_pair(name) for name in layers}
+    return seen, [model.get_submodule(pair).register_forward_hook(recorder(pair)) for pair in pairs]
+
+
+def _site_error(layer: str, seen: tuple[tuple[Tensor, ...], Tensor], before: Encoder, after: Encoder) -> float:
+    """The folded layer on the very input of the layer and norm that it replaces."""
+    inputs, output = seen
+    return _relative(_with_constants(layer, output, before), after.get_submodule(_pair(layer))(*inputs))
+
+
+def _with_constants(layer: str, output: Tensor, model: Encoder) -> Tensor:
+    """What the unfolded model does with a layer's output before the next layer sees it."""
+    if layer.endswith(".query.linear"):
+        attention = model.get_submodule(layer.removesuffix(".query.linear"))
+        return (output + attention.u.flatten() if attention.relative else output) * attention.scale
+    if layer.endswith(".w2.linear"):
+        return output * 0.5
+    return output * (model.subsampling.scale if layer == "subsampling.linear.linear" else 1.0)
+
+
+def _relative(wanted: Tensor, got: Tensor) -> float:
+    return float((wanted - got).abs().max() / wanted.abs().max())

@@ -1,0 +1,205 @@
+"""The deployment graph: one utterance of a fixed length, in the layouts that are fastest on all three runtimes.
+
+Every rewrite is exact:
+
+- attention of batch 1 as (H, T, d_k), two batched products and no expanded axis;
+- k + p and the key bias of the positions as constants of the fixed length;
+- pointwise convolutions as linears; the depthwise one as conv2d over (1, C, 1, T), which needs no transpose in TFLite;
+- the subsampling's flatten follows channels-last, as the model's own weights do;
+- no softmax over the vocabulary: the best token is the same.
+
+The utterance may be shorter than the graph: `length` hides the keys behind its end, and because every convolution is causal
+nothing else of the padding can reach a valid frame.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgefuse.model import Encoder
+from edgefuse.model.attention import Attention
+from edgefuse.model.config import SUBSAMPLING_HISTORY
+from edgefuse.model.fusionformer import Block, Convolution, FeedForward, Subsampling
+from edgefuse.model.layers import NormedConv2d, NormedLinear
+from edgefuse.model.normalization import BatchNorm, NoNorm
+
+HIDDEN = 10_000.0  # subtracted from the score of a hidden key: exp(-10000) is zero, and the value fits fp16
+
+
+class DeploymentGraph(nn.Module):
+    """features (1, 4T, mels), length (1,) -> logits (1, T, vocabulary_size).
+
+    Takes any encoder: a folded FusionFormer leaves no norm in it; an unfolded one, or a Conformer, is built with the same
+    layouts, so that a comparison compares the norms.
+    """
+
+    last_frame: Tensor
+
+    def __init__(self, encoder: Encoder, frames: int) -> None:
+        """Build it from an encoder for T encoder frames; weights are shared with the encoder, not copied."""
+        super().__init__()
+        table = encoder.table[:, :frames]
+        self.subsampling = _Subsampling(encoder.subsampling)
+        self.blocks = nn.ModuleList([_Block(block, table) for block in encoder.blocks if isinstance(block, Block)])
+        self.norm = _norm(encoder.norm)
+        self.ctc = encoder.ctc
+        self.register_buffer("last_frame", torch.arange(1.0, frames + 1)[None, None])
+
+    def forward(self, features: Tensor, length: Tensor) -> Tensor:
+        """Logits of one utterance; frames behind `length` are meaningless."""
+        hidden = torch.clamp(length - self.last_frame, -1.0, 0.0) * HIDDEN  # (1, 1, T): 0 where valid, -10000 where not
+        x = self.subsampling(features)
+        for block in self.blocks:
+            x = block(x, hidden)
+        return self.ctc(self.norm(x))  # type: ignore[no-any-return]
+
+
+class _Subsampling(nn.Module):
+    def __init__(self, source: Subsampling) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = _conv2d(source.conv1), _conv2d(source.conv2)
+        self.linear = _linear(source.linear)
+        self.scale = source.scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        padded = F.pad(features, (0, 0, SUBSAMPLING_HISTORY, 0))
+        x = padded.reshape(1, 1, padded.shape[1], padded.shape[2])
+        x = F.relu(self.conv2(F.relu(self.conv1(x)))).permute(0, 2, 3, 1)
+        x = self.linear(x.reshape(1, x.shape[1], x.shape[2] * x.shape[3]))
+        return x if self.scale == 1.0 else x * self.scale
+
+
+class _Block(nn.Module):
+    def __init__(self, source: Block, table: Tensor) -> None:
+        super().__init__()
+        self.macaron, self.feed_forward = _FeedForward(source.macaron), _FeedForward(source.feed_forward)
+        self.norm_attention = _norm(source.norm_attention)
+        self.attention = _Attention(source.attention, table)
+        self.convolution = _Convolution(source.convolution)
+        self.norm_final = _norm(source.norm_final)
+        self.half = source.half
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        x = x + self._step(self.macaron(x))
+        x = x + self.attention(self.norm_attention(x), hidden)
+        x = x + self.convolution(x)
+        x = x + self._step(self.feed_forward(x))
+        return self.norm_final(x)  # type: ignore[no-any-return]
+
+    def _step(self, x: Tensor) -> Tensor:
+        return x if self.half == 1.0 else x * self.half
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, source: FeedForward) -> None:
+        super().__init__()
+        self.norm, self.activation = _norm(source.norm), source.activation
+        self.w1, self.w2 = _linear(source.w1), _linear(source.w2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(self.activation(self.w1(self.norm(x))))  # type: ignore[no-any-return]
+
+
+class _Attention(nn.Module):
+    """softmax(q (k + p)' + bias) v, with p and the bias of each key as constants."""
+
+    def __init__(self, source: Attention, table: Tensor) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.output = (
+            _linear(layer) for layer in (source.query, source.key, source.value, source.output)
+        )
+        self.heads, self.head_dimension, self.scale = source.heads, source.head_dimension, source.scale
+        self.relative = source.relative
+        with torch.no_grad():
+            if self.relative:
+                p = source.position(table, torch.ones(table.shape[:2], dtype=torch.bool))
+                self.register_buffer("p", p.contiguous())
+                self.register_buffer("bias", source.key_bias(p)[0].contiguous())
+            if self.relative and not source.folded:
+                self.register_buffer("u", source.u.flatten().clone())
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        k = self.key(x)
+        if self.relative:
+            k, hidden = k + self.p, hidden + self.bias
+        scores = torch.bmm(self._split(self._queries(x)), self._split(k).transpose(1, 2)) + hidden
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), self._split(self.value(x)))
+        return self.output(mixed.transpose(0, 1).reshape(x.shape))  # type: ignore[no-any-return]
+
+    def _queries(self, x: Tensor) -> Tensor:
+        q: Tensor = self.query(x)
+        q = q + self.u if hasattr(self, "u") else q
+        return q if self.scale == 1.0 else q * self.scale
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(1, T, d) to (H, T, d_k)."""
+        return x.reshape(x.shape[1], self.heads, self.head_dimension).transpose(0, 1)
+
+
+class _Convolution(nn.Module):
+    def __init__(self, source: Convolution) -> None:
+        super().__init__()
+        self.norm, self.gate, self.activation = _norm(source.norm), source.gate, source.activation
+        self.pointwise1, self.pointwise2 = _linear(source.pointwise1), _linear(source.pointwise2)
+        self.history = source.depthwise.history
+        self.depthwise = _as_conv2d(source.depthwise.conv)
+        self.depthwise_norm = _norm(source.depthwise.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gate(self.pointwise1(self.norm(x)))
+        x = F.pad(x, (0, 0, self.history, 0))
+        x = self.depthwise(x.reshape(1, 1, x.shape[1], x.shape[2]).permute(0, 3, 1, 2))
+        if isinstance(self.depthwise_norm, nn.Identity):
+            x = self.activation(x)  # before the axes move back: runtimes fuse it into the convolution
+        x = x.permute(0, 2, 3, 1).reshape(1, x.shape[3], x.shape[1])
+        if not isinstance(self.depthwise_norm, nn.Identity):
+            x = self.activation(self.depthwise_norm(x))
+        return self.pointwise2(x)  # type: ignore[no-any-return]
+
+
+class _ChannelsLastBatchNorm(nn.Module):
+    """A batch norm that was not folded, over (1, T, C)."""
+
+    def __init__(self, source: BatchNorm) -> None:
+        super().__init__()
+        self.source = nn.BatchNorm1d(source.num_features, eps=source.eps)
+        self.source.load_state_dict(source.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.source(x.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class _LayerNorm(nn.LayerNorm):
+    """A layer norm, over (1, T, C)."""
+
+
+def _norm(source: nn.Module) -> nn.Module:
+    """A norm of the model as a norm of the deployment graph."""
+    if isinstance(source, NoNorm):
+        return nn.Identity()
+    if isinstance(source, BatchNorm):
+        return _ChannelsLastBatchNorm(source)
+    norm = _LayerNorm(source.normalized_shape, eps=source.eps)  # type: ignore[arg-type]
+    norm.load_state_dict(source.state_dict())
+    return norm
+
+
+def _linear(source: NormedLinear) -> nn.Module:
+    return source.linear if isinstance(source.norm, NoNorm) else nn.Sequential(source.linear, _norm(source.norm))
+
+
+def _conv2d(source: NormedConv2d) -> nn.Module:
+    if isinstance(source.norm, NoNorm):
+        return source.conv
+    norm = nn.BatchNorm2d(source.norm.num_features, eps=source.norm.eps)  # type: ignore[arg-type]
+    norm.load_state_dict(source.norm.state_dict())
+    return nn.Sequential(source.conv, norm)
+
+
+def _as_conv2d(source: nn.Conv1d) -> nn.Conv2d:
+    """The same depthwise convolution over (1, C, 1, T)."""
+    conv = nn.Conv2d(source.in_channels, source.out_channels, (1, source.kernel_size[0]), groups=source.groups)
+    with torch.no_grad():
+        conv.weight.copy_(source.weight.unsqueeze(2))
+        conv.bias.copy_(source.bias)  # type: ignore[union-attr, arg-type]
+    return conv

@@ -1,0 +1,66 @@
+"""Self-attention with WeNet's relative positions, in the form that folds."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from edgefuse.model.config import EncoderConfig
+from edgefuse.model.layers import NormedLinear
+
+
+def sinusoids(frames: int, dimension: int) -> Tensor:
+    """The table of positions, (frames, dimension): sin and cos of frame / 10000^(2i / dimension), interleaved."""
+    frame = torch.arange(frames, dtype=torch.float64)[:, None]
+    rate = torch.exp(torch.arange(0, dimension, 2, dtype=torch.float64) * -(math.log(10_000.0) / dimension))
+    return torch.stack([torch.sin(frame * rate), torch.cos(frame * rate)], dim=-1).flatten(1).float()
+
+
+class Attention(nn.Module):
+    """BNo(Wo . softmax(((q + u) k' + (q + v) p') / sqrt(d_k)) v), as WeNet has it: p_j at the absolute key position j.
+
+    WeNet's sum is computed in a form that needs one product with the keys instead of two, and whose second term does not
+    depend on the query [I, exact algebra]:
+
+        (q + u) k' + (q + v) p'  =  (q + u) (k + p)' + (v - u) p'
+
+    After the fold, u and 1/sqrt(d_k) are inside q's weights, and w = (v - u) / sqrt(d_k) is what is left of the biases.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Four linears, and the positional one where positions are relative."""
+        super().__init__()
+        self.heads, self.head_dimension = config.heads, config.head_dimension
+        self.folded = config.folded
+        self.scale = 1.0 if config.folded else 1.0 / math.sqrt(config.head_dimension)
+        d = config.dimension
+        self.query, self.key, self.value, self.output = (NormedLinear(config, d, d) for _ in range(4))
+        self.relative = config.positions == "relative"
+        if self.relative:
+            self.position = NormedLinear(config, d, d, normed=config.norm_positions, bias=config.norm_positions)
+            for name in ("w",) if config.folded else ("u", "v"):
+                self.register_parameter(name, nn.Parameter(torch.zeros(config.heads, config.head_dimension)))
+
+    def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+        """Attend: x (B, T, d), valid (B, T), mask (B, 1, 1 or T, T) True where a key may be seen, table (1, T, d)."""
+        q, k, v = self.query(x, valid), self.key(x, valid), self.value(x, valid)
+        if self.relative:
+            p = self.position(table, torch.ones_like(valid[:1]))
+            scores = self._queries(q) @ self._split(k + p).transpose(-2, -1) + self.key_bias(p)
+        else:
+            scores = self._split(q) * self.scale @ self._split(k).transpose(-2, -1)
+        weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+        return self.output((weights @ self._split(v)).transpose(1, 2).flatten(2), valid)  # type: ignore[no-any-return]
+
+    def key_bias(self, p: Tensor) -> Tensor:
+        """((v - u) / sqrt(d_k)) p': p (1, T, d) to (1, H, 1, T)."""
+        w = self.w if self.folded else (self.v - self.u) * self.scale
+        return w[None, :, None, :] @ self._split(p).transpose(-2, -1)
+
+    def _queries(self, q: Tensor) -> Tensor:
+        """(q + u) / sqrt(d_k), as (B, H, T, d_k)."""
+        return self._split(q) if self.folded else (self._split(q) + self.u[:, None, :]) * self.scale
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, d) to (B, H, T, d_k)."""
+        return x.unflatten(-1, (self.heads, self.head_dimension)).transpose(1, 2)

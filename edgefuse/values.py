@@ -1,0 +1,200 @@
+"""The nouns of edgefuse, in the order in which they appear on the road. All are frozen; each knows its parent's digest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from edgefuse.model.config import EncoderConfig
+
+Precision = Literal["fp32", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A trained encoder, whole and checked.
+
+    Attributes:
+        config: the encoder's description; `config.folded` says whether its norms are folded.
+        weights: the encoder's state_dict.
+        frontend_mean: (mel_bins,) mean of each log-mel bin over the training speech.
+        frontend_istd: (mel_bins,) inverse standard deviation of each bin.
+        tokens: the vocabulary; the index is the id, 0 is the blank.
+        digest: SHA-256 over all of it.
+    """
+
+    config: EncoderConfig
+    weights: Mapping[str, Tensor]
+    frontend_mean: Tensor
+    frontend_istd: Tensor
+    tokens: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One site of the plan that is folded.
+
+    Attributes:
+        site: the module that disappears, or the constant.
+        into: the layers (or parameters) that absorb it.
+        rule: which equation of `edgefuse.fold.algebra` applies.
+    """
+
+    site: str
+    into: tuple[str, ...]
+    rule: Literal["norm after", "norm before", "half step", "embedding scale", "query", "key bias"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One site of the plan that stays, and the reason in words."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedModel:
+    """A checkpoint after the fold.
+
+    Attributes:
+        checkpoint: float64 weights; its config says `folded`.
+        plan: what was folded and what was refused.
+        parent: digest of the checkpoint before the fold.
+    """
+
+    checkpoint: Checkpoint
+    plan: tuple[Fold | Refusal, ...]
+    parent: str
+
+    @property
+    def digest(self) -> str:
+        """The folded checkpoint's."""
+        return self.checkpoint.digest
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of an entry: a name, a shape, an element type, and what it holds, units included."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32"]
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One way into an artifact: a graph of fixed shape.
+
+    Attributes:
+        name: for example "offline_5120ms"; the method, signature or function has this name in every artifact.
+        graph: the deployment graph in float32 and evaluation mode; positional inputs and outputs in the order of the specs.
+        inputs: what it takes.
+        outputs: what it gives.
+    """
+
+    name: str
+    graph: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Zeros of the shape of each input, to trace with."""
+        import torch
+
+        return tuple(torch.zeros(spec.shape) for spec in self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The deployment graphs of one folded model at one precision.
+
+    Attributes:
+        entries: at least one, shortest first.
+        precision: of the arithmetic; inputs and outputs are float32 always.
+        parent: digest of the folded model.
+    """
+
+    entries: tuple[Entry, ...]
+    precision: Precision
+    parent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file (or an .mlpackage folder) that a runtime reads.
+
+    Attributes:
+        target: the target's name.
+        path: where it is.
+        precision: the program's.
+        inputs: per entry, the specs of its inputs.
+        outputs: per entry, the specs of its outputs.
+        parent: digest of the folded model.
+    """
+
+    target: str
+    path: Path
+    precision: Precision
+    inputs: Mapping[str, tuple[TensorSpec, ...]]
+    outputs: Mapping[str, tuple[TensorSpec, ...]]
+    parent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """What is inside an artifact, read from the artifact itself.
+
+    Attributes:
+        operators: how often each operator occurs, constants left out, by the runtime's own names.
+        normalizations: each normalization found (a batch_norm, a layer_norm, a multiplication and an addition by per-channel
+            constants in a row, a mean with a reciprocal root), in words; empty is what we are out for.
+        partitions: delegated pieces, where the runtime delegates.
+        outside: operators outside every delegate, where the runtime delegates.
+    """
+
+    operators: Mapping[str, int]
+    normalizations: tuple[str, ...]
+    partitions: int | None = None
+    outside: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of a verdict: what was measured, what is required, and whether it holds."""
+
+    name: str
+    measured: str
+    required: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of one artifact.
+
+    Attributes:
+        target: the target's name.
+        how: "run on this host", or "evaluated" for Core ML away from a Mac.
+        checks: every check, passed or not.
+        parent: digest of the artifact's bytes.
+    """
+
+    target: str
+    how: str
+    checks: tuple[Check, ...]
+    parent: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
