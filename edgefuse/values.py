@@ -155,11 +155,11 @@ class Structure:
     """What is inside an artifact, read from the artifact itself.
 
     Attributes:
-        operators: how often each operator occurs, constants left out, by the runtime's own names.
+        operators: how often each operator occurs, in all entries, constants left out, by the runtime's own names.
         normalizations: each normalization found (a batch_norm, a layer_norm, a multiplication and an addition by per-channel
             constants in a row, a mean with a reciprocal root), in words; empty is what we are out for.
-        partitions: delegated pieces, where the runtime delegates.
-        outside: operators outside every delegate, where the runtime delegates.
+        partitions: delegated pieces of the entry that has most, where the runtime delegates.
+        outside: operators outside every delegate, in all entries, where the runtime delegates.
     """
 
     operators: Mapping[str, int]

@@ -71,22 +71,26 @@ def _key_bias(weights: dict[str, Tensor], site: Fold, config: EncoderConfig) -> 
     weights[site.into[0]] = (v - u) * config.head_dimension**-0.5
 
 
-_RULES: Mapping[str, Callable[[dict[str, Tensor], Fold, EncoderConfig], None]] = MappingProxyType({
-    "norm after": _norm_after,
-    "norm before": _norm_before,
-    "half step": _half_step,
-    "embedding scale": _embedding_scale,
-    "query": _query,
-    "key bias": _key_bias,
-})
-EQUATIONS: Mapping[str, str] = MappingProxyType({
-    "norm after": "W' = diag(s) W, b' = s b + t",
-    "norm before": "W' = W diag(s), b' = b + W t",
-    "half step": "W' = W / 2, b' = b / 2",
-    "embedding scale": "W' = sqrt(d) W, b' = sqrt(d) b",
-    "query": "W' = W / sqrt(d_k), b' = (b + u) / sqrt(d_k)",
-    "key bias": "w = (v - u) / sqrt(d_k)",
-})
+_RULES: Mapping[str, Callable[[dict[str, Tensor], Fold, EncoderConfig], None]] = MappingProxyType(
+    {
+        "norm after": _norm_after,
+        "norm before": _norm_before,
+        "half step": _half_step,
+        "embedding scale": _embedding_scale,
+        "query": _query,
+        "key bias": _key_bias,
+    }
+)
+EQUATIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "norm after": "W' = diag(s) W, b' = s b + t",
+        "norm before": "W' = W diag(s), b' = b + W t",
+        "half step": "W' = W / 2, b' = b / 2",
+        "embedding scale": "W' = sqrt(d) W, b' = sqrt(d) b",
+        "query": "W' = W / sqrt(d_k), b' = (b + u) / sqrt(d_k)",
+        "key bias": "w = (v - u) / sqrt(d_k)",
+    }
+)
 
 
 def _layer(weights: Mapping[str, Tensor], name: str) -> Weights:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import FoldInexact
 from edgefuse.model import SUBSAMPLING, Encoder
+from edgefuse.model.attention import Attention
 from edgefuse.values import Checkpoint, Fold, FoldedModel
 
 BOUND = 1e-10  # relative; what is observed is about 1e-14
@@ -37,12 +38,12 @@ class Exactness:
             raise FoldInexact(
                 f"The folded model answers differently: relative error {self.worst_site:.1e} at a site, "
                 f"{self.end_to_end:.1e} end to end, {BOUND:.0e} allowed.",
-                hint="See the plan with: edgefuse inspect CKPT; statistics that are almost zero can be renewed with --reestimate.",
+                hint="See the plan with: edgefuse inspect CKPT; --reestimate renews statistics that are almost zero.",
             )
 
 
 def exactness(checkpoint: Checkpoint, folded: FoldedModel, features: Tensor, lengths: Tensor) -> Exactness:
-    """Compare a checkpoint with its fold on a padded batch: features (B, T, mels) normalized, lengths (B,) feature frames."""
+    """Compare a checkpoint with its fold on a padded batch: features (B, T, mels), lengths (B,) feature frames."""
     before = encoder_of(checkpoint, torch.float64)
     after = encoder_of(folded.checkpoint, torch.float64)
     features = features.double()
@@ -77,7 +78,9 @@ def _pair(layer: str) -> str:
     return layer.rpartition(".")[0]
 
 
-def _watch(model: nn.Module, layers: list[str]) -> tuple[dict[str, tuple[tuple[Tensor, ...], Tensor]], list[torch.utils.hooks.RemovableHandle]]:
+def _watch(
+    model: nn.Module, layers: list[str]
+) -> tuple[dict[str, tuple[tuple[Tensor, ...], Tensor]], list[torch.utils.hooks.RemovableHandle]]:
     """Record what goes into each layer-and-norm pair and what comes out."""
     seen: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
 
@@ -98,6 +101,7 @@ def _with_constants(layer: str, output: Tensor, model: Encoder) -> Tensor:
     """What the unfolded model does with a layer's output before the next layer sees it."""
     if layer.endswith(".query.linear"):
         attention = model.get_submodule(layer.removesuffix(".query.linear"))
+        assert isinstance(attention, Attention)  # noqa: S101 - the plan names no other query
         return (output + attention.u.flatten() if attention.relative else output) * attention.scale
     if layer.endswith(".w2.linear"):
         return output * 0.5

@@ -157,7 +157,7 @@ def _constants(encoder: Encoder) -> Iterator[Fold]:
         if isinstance(module, Subsampling) and module.scale != 1.0:
             yield Fold(f"{name}.scale", (f"{name}.linear.linear",), "embedding scale")
         if isinstance(module, Block):
-            yield Fold(f"{name}.half", (f"{name}.macaron.w2.linear", f"{name}.feed_forward.w2.linear"), "half step")
+            yield Fold(f"{name}.half_step", (f"{name}.macaron.w2.linear", f"{name}.feed_forward.w2.linear"), "half step")
         if isinstance(module, Attention):
             yield Fold(f"{name}.scale", (f"{name}.query.linear",), "query")
             if module.relative:

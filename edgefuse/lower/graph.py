@@ -34,6 +34,7 @@ class DeploymentGraph(nn.Module):
     """
 
     last_frame: Tensor
+    score: Tensor
 
     def __init__(self, encoder: Encoder, frames: int) -> None:
         """Build it from an encoder for T encoder frames; weights are shared with the encoder, not copied."""
@@ -44,14 +45,16 @@ class DeploymentGraph(nn.Module):
         self.norm = _norm(encoder.norm)
         self.ctc = encoder.ctc
         self.register_buffer("last_frame", torch.arange(1.0, frames + 1)[None, None])
+        self.register_buffer("score", torch.tensor([HIDDEN]))  # a number in the code would be cast in an fp16 graph
 
     def forward(self, features: Tensor, length: Tensor) -> Tensor:
         """Logits of one utterance; frames behind `length` are meaningless."""
-        hidden = torch.clamp(length - self.last_frame, -1.0, 0.0) * HIDDEN  # (1, 1, T): 0 where valid, -10000 where not
+        hidden = torch.clamp(length - self.last_frame, -1.0, 0.0) * self.score  # (1, 1, T): 0 where valid, -10000 where not
         x = self.subsampling(features)
         for block in self.blocks:
             x = block(x, hidden)
-        return self.ctc(self.norm(x))  # type: ignore[no-any-return]
+        logits: Tensor = self.ctc(self.norm(x))
+        return logits
 
 
 class _Subsampling(nn.Module):
@@ -65,8 +68,8 @@ class _Subsampling(nn.Module):
         padded = F.pad(features, (0, 0, SUBSAMPLING_HISTORY, 0))
         x = padded.reshape(1, 1, padded.shape[1], padded.shape[2])
         x = F.relu(self.conv2(F.relu(self.conv1(x)))).permute(0, 2, 3, 1)
-        x = self.linear(x.reshape(1, x.shape[1], x.shape[2] * x.shape[3]))
-        return x if self.scale == 1.0 else x * self.scale
+        embedded: Tensor = self.linear(x.reshape(1, x.shape[1], x.shape[2] * x.shape[3]))
+        return embedded if self.scale == 1.0 else embedded * self.scale
 
 
 class _Block(nn.Module):
@@ -77,7 +80,7 @@ class _Block(nn.Module):
         self.attention = _Attention(source.attention, table)
         self.convolution = _Convolution(source.convolution)
         self.norm_final = _norm(source.norm_final)
-        self.half = source.half
+        self.half_step = source.half_step
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         x = x + self._step(self.macaron(x))
@@ -87,7 +90,7 @@ class _Block(nn.Module):
         return self.norm_final(x)  # type: ignore[no-any-return]
 
     def _step(self, x: Tensor) -> Tensor:
-        return x if self.half == 1.0 else x * self.half
+        return x if self.half_step == 1.0 else x * self.half_step
 
 
 class _FeedForward(nn.Module):
@@ -102,6 +105,10 @@ class _FeedForward(nn.Module):
 
 class _Attention(nn.Module):
     """softmax(q (k + p)' + bias) v, with p and the bias of each key as constants."""
+
+    p: Tensor
+    bias: Tensor
+    u: Tensor
 
     def __init__(self, source: Attention, table: Tensor) -> None:
         super().__init__()
@@ -198,7 +205,8 @@ def _conv2d(source: NormedConv2d) -> nn.Module:
 
 def _as_conv2d(source: nn.Conv1d) -> nn.Conv2d:
     """The same depthwise convolution over (1, C, 1, T)."""
-    conv = nn.Conv2d(source.in_channels, source.out_channels, (1, source.kernel_size[0]), groups=source.groups)
+    size, dtype = (1, source.kernel_size[0]), source.weight.dtype
+    conv = nn.Conv2d(source.in_channels, source.out_channels, size, groups=source.groups, dtype=dtype)
     with torch.no_grad():
         conv.weight.copy_(source.weight.unsqueeze(2))
         conv.bias.copy_(source.bias)  # type: ignore[union-attr, arg-type]

@@ -6,23 +6,30 @@ from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import UsageError
 from edgefuse.lower.graph import DeploymentGraph
 from edgefuse.model import SUBSAMPLING, Encoder
-from edgefuse.values import Entry, FoldedModel, Precision, Program, TensorSpec
+from edgefuse.values import Checkpoint, Entry, FoldedModel, Precision, Program, TensorSpec
 
 HOP_MS = 10  # one feature frame
 ENCODER_HOP_MS = HOP_MS * SUBSAMPLING
 
 
 def lower(folded: FoldedModel, seconds: Sequence[float], precision: Precision) -> Program:
-    """One entry per length; lengths are rounded up to whole encoder frames of 40 ms, and named in milliseconds.
+    """The deployment graphs of a folded model; see `program_of`."""
+    return program_of(folded.checkpoint, seconds, precision)
+
+
+def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Precision) -> Program:
+    """One entry per length, of any checkpoint: an unfolded one keeps its norms, which is for comparisons.
+
+    Lengths are rounded up to whole encoder frames of 40 ms, and named in milliseconds.
 
     Raises:
-        UsageError: no length, a length twice, or one outside the model's reach.
+        UsageError: no length, or one outside the model's reach.
     """
     lengths = sorted({_whole_frames(s) for s in seconds})
     if not lengths:
         raise UsageError("An artifact needs a length.", hint="For example: --seconds 5.12")
-    encoder = encoder_of(folded.checkpoint)
-    return Program(tuple(_entry(encoder, frames) for frames in lengths), precision, parent=folded.digest)
+    encoder = encoder_of(checkpoint)
+    return Program(tuple(_entry(encoder, frames) for frames in lengths), precision, parent=checkpoint.digest)
 
 
 def entry_name(encoder_frames: int) -> str:
@@ -53,6 +60,9 @@ def _entry(encoder: Encoder, frames: int) -> Entry:
     )
     length = TensorSpec("length", (1,), "float32", f"valid encoder frames: feature frames // {SUBSAMPLING}, one every 40 ms")
     logits = TensorSpec(
-        "logits", (1, frames, config.vocabulary_size), "float32", "unnormalized scores per token, one frame every 40 ms; blank is 0"
+        "logits",
+        (1, frames, config.vocabulary_size),
+        "float32",
+        "unnormalized scores per token, one frame every 40 ms; blank is 0",
     )
     return Entry(entry_name(frames), DeploymentGraph(encoder, frames).eval(), (features, length), (logits,))

@@ -8,12 +8,19 @@ from torch import Tensor, nn
 from edgefuse.model.config import EncoderConfig
 from edgefuse.model.layers import NormedLinear
 
+torch.fx.wrap("hide")  # the plan's tracer knows no element type
+
 
 def sinusoids(frames: int, dimension: int) -> Tensor:
     """The table of positions, (frames, dimension): sin and cos of frame / 10000^(2i / dimension), interleaved."""
     frame = torch.arange(frames, dtype=torch.float64)[:, None]
     rate = torch.exp(torch.arange(0, dimension, 2, dtype=torch.float64) * -(math.log(10_000.0) / dimension))
     return torch.stack([torch.sin(frame * rate), torch.cos(frame * rate)], dim=-1).flatten(1).float()
+
+
+def hide(scores: Tensor, mask: Tensor) -> Tensor:
+    """The lowest score where the mask is False; finite, or a frame of the padding that sees no key would become NaN."""
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
 class Attention(nn.Module):
@@ -26,6 +33,10 @@ class Attention(nn.Module):
 
     After the fold, u and 1/sqrt(d_k) are inside q's weights, and w = (v - u) / sqrt(d_k) is what is left of the biases.
     """
+
+    u: Tensor
+    v: Tensor
+    w: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         """Four linears, and the positional one where positions are relative."""
@@ -49,7 +60,7 @@ class Attention(nn.Module):
             scores = self._queries(q) @ self._split(k + p).transpose(-2, -1) + self.key_bias(p)
         else:
             scores = self._split(q) * self.scale @ self._split(k).transpose(-2, -1)
-        weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+        weights = torch.softmax(hide(scores, mask), dim=-1)
         return self.output((weights @ self._split(v)).transpose(1, 2).flatten(2), valid)  # type: ignore[no-any-return]
 
     def key_bias(self, p: Tensor) -> Tensor:
@@ -63,4 +74,5 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, d) to (B, H, T, d_k)."""
-        return x.unflatten(-1, (self.heads, self.head_dimension)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, self.head_dimension))  # type: ignore[no-untyped-call]
+        return heads.transpose(1, 2)

@@ -1,6 +1,7 @@
 """The one description of an encoder: a FusionFormer, or the LayerNorm Conformer that it replaces."""
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
@@ -72,7 +73,7 @@ class EncoderConfig:
         problems = problems or [*_range_problems(self)]
         if problems:
             raise BadConfig(
-                f"The config is impossible: {'; '.join(problems)}.", hint="Compare it with: edgefuse inspect --help"
+                f"The config is impossible: {'; '.join(problems)}.", hint="Use the config.json that the model was trained with."
             )
 
     @property
@@ -105,9 +106,8 @@ class EncoderConfig:
         known = {f.name: f for f in dataclasses.fields(cls)}
         required = {n for n, f in known.items() if f.default is dataclasses.MISSING}
         if unknown := sorted(set(fields) - set(known)):
-            raise BadConfig(
-                f"The config has unknown keys: {', '.join(unknown)}.", hint=f"Known keys: {', '.join(known)}"
-            )
+            named = ", ".join(reprlib.repr(key) for key in unknown[:3]) + (f" and {len(unknown) - 3} more" if unknown[3:] else "")
+            raise BadConfig(f"The config has unknown keys: {named}.", hint=f"Known keys: {', '.join(known)}")
         if missing := sorted(required - set(fields)):
             raise BadConfig(f"The config lacks: {', '.join(missing)}.", hint="Add them to config.json.")
         return cls(**fields)
@@ -124,6 +124,7 @@ LARGEST = {
     "mel_bins": 512,
     "max_frames": 100_000,
 }  # beyond these a config is a typing error, and building it would only exhaust the memory
+FEWEST_FRAMES = 100  # of `max_frames`: a fold is checked on 4 seconds
 
 
 def _type_problems(config: EncoderConfig) -> list[str]:
@@ -133,15 +134,15 @@ def _type_problems(config: EncoderConfig) -> list[str]:
 def _type_problem(name: str, value: object, expected: Any) -> str | None:  # noqa: ANN401 - a type hint of any kind
     if choices := get_args(expected):
         known = isinstance(value, str) and value in choices
-        return None if known else f"{name} is {value!r}, not one of {', '.join(choices)}"
+        return None if known else f"{name} is {reprlib.repr(value)}, not one of {', '.join(choices)}"
     if expected is float:
-        return None if type(value) in (int, float) else f"{name} is {value!r}, not a number"
-    return None if type(value) is expected else f"{name} is {value!r}, not of type {expected.__name__}"
+        return None if type(value) in (int, float) else f"{name} is {reprlib.repr(value)}, not a number"
+    return None if type(value) is expected else f"{name} is {reprlib.repr(value)}, not of type {expected.__name__}"
 
 
 def _range_problems(config: EncoderConfig) -> list[str]:
     problems = [
-        f"{name} is {getattr(config, name)}, not within 1..{largest}"
+        f"{name} is {reprlib.repr(getattr(config, name))}, not within 1..{largest}"
         for name, largest in LARGEST.items()
         if not 1 <= getattr(config, name) <= largest
     ]
@@ -153,8 +154,10 @@ def _range_problems(config: EncoderConfig) -> list[str]:
         problems.append(f"dimension {config.dimension} is odd: sine and cosine positions come in pairs")
     if config.mel_bins < 7:  # noqa: PLR2004 - two convolutions of kernel 3, stride 2 leave nothing of fewer
         problems.append(f"mel_bins {config.mel_bins} leave nothing after the subsampling")
+    if config.max_frames < FEWEST_FRAMES:
+        problems.append(f"max_frames {config.max_frames} are less than 4 seconds")
     if config.conv_expansion not in (1, 2):
-        problems.append(f"conv_expansion is {config.conv_expansion}, not 1 or 2")
+        problems.append(f"conv_expansion is {reprlib.repr(config.conv_expansion)}, not 1 or 2")
     if not 0 <= config.dropout < 1:
         problems.append(f"dropout is {config.dropout}, not within 0..1")
     return problems
@@ -172,13 +175,7 @@ def preset(name: str, *, norm: Literal["batch", "layer"], vocabulary_size: int) 
     """The FusionFormer (`norm` "batch") or its LayerNorm Conformer twin (`norm` "layer") of a named size."""
     if name not in _SIZES:
         raise BadConfig(f"There is no preset {name!r}.", hint=f"Presets: {', '.join(PRESETS)}")
+    fusionformer = EncoderConfig(vocabulary_size, **_SIZES[name])  # type: ignore[arg-type]  # the sizes are all integers
     if norm == "batch":
-        return EncoderConfig(vocabulary_size=vocabulary_size, **_SIZES[name])
-    return EncoderConfig(
-        vocabulary_size=vocabulary_size,
-        norm="layer",
-        conv_norm="layer",
-        activation="swish",
-        norm_residual="block",
-        **_SIZES[name],
-    )
+        return fusionformer
+    return dataclasses.replace(fusionformer, norm="layer", conv_norm="layer", activation="swish", norm_residual="block")

@@ -104,7 +104,7 @@ class Block(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         """Four branches."""
         super().__init__()
-        self.half = 1.0 if config.folded else 0.5
+        self.half_step = 1.0 if config.folded else 0.5
         self.macaron = FeedForward(config)
         self.norm_attention = norm_before(config)
         self.attention = Attention(config)
@@ -115,10 +115,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor) -> Tensor:
         """(B, T, d) to (B, T, d)."""
-        x = x + self.half * self.dropout(self.macaron(x, valid))
+        x = x + self.half_step * self.dropout(self.macaron(x, valid))
         x = x + self.dropout(self.attention(self.norm_attention(x, valid), valid, mask, table))
         x = x + self.dropout(self.convolution(x, valid))
-        x = x + self.half * self.dropout(self.feed_forward(x, valid))
+        x = x + self.half_step * self.dropout(self.feed_forward(x, valid))
         return self.norm_final(x, valid)  # type: ignore[no-any-return]
 
 

@@ -33,9 +33,7 @@ def norm_of_output(config: EncoderConfig) -> nn.Module:
 class NormedLinear(nn.Module):
     """BN(W x + b), the pair of which a FusionFormer is made."""
 
-    def __init__(
-        self, config: EncoderConfig, inputs: int, outputs: int, *, normed: bool = True, bias: bool = True
-    ) -> None:
+    def __init__(self, config: EncoderConfig, inputs: int, outputs: int, *, normed: bool = True, bias: bool = True) -> None:
         """A linear and the norm that follows it."""
         super().__init__()
         self.linear = nn.Linear(inputs, outputs, bias=bias)

@@ -31,9 +31,7 @@ class BatchNorm(nn.BatchNorm1d):
         if self.training:
             cast("Tensor", self.num_batches_tracked).add_(1)
         momentum = self.momentum if self.momentum is not None else 1.0 / float(cast("Tensor", self.num_batches_tracked))
-        return F.batch_norm(
-            rows, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
-        )
+        return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -43,9 +43,7 @@ def reestimate(encoder: Encoder, batches: Iterable[tuple[Tensor, Tensor]], conte
     return frames
 
 
-def _accumulate(
-    encoder: Encoder, norms: list[nn.BatchNorm1d], batches: Iterable[tuple[Tensor, Tensor]], context: Context
-) -> int:
+def _accumulate(encoder: Encoder, norms: list[nn.BatchNorm1d], batches: Iterable[tuple[Tensor, Tensor]], context: Context) -> int:
     frames = 0
     for features, lengths in batches:
         now = int(lengths.sum())

@@ -1,0 +1,184 @@
+"""The encoder: what it computes, what it may see, and what its statistics count."""
+
+import math
+
+import pytest
+import torch
+
+from edgefuse.errors import BadConfig
+from edgefuse.model import PRESETS, Context, Encoder, EncoderConfig, preset
+from edgefuse.model.attention import Attention, sinusoids
+from edgefuse.model.normalization import BatchNorm
+from edgefuse.model.reestimate import reestimate
+from edgefuse.model.streaming import attention_mask
+from tests.conftest import a_config, lived_in
+
+NORMS = ("batch", "layer")
+
+
+def parameters(config: EncoderConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in Encoder(config).parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_padding_behind_an_utterance_does_not_change_its_logits(norm, padded_batch):
+    encoder = lived_in(Encoder(a_config(norm))).double()
+    features, lengths = padded_batch[0].double(), padded_batch[1]
+    together, valid = encoder(features, lengths)
+    for row, (frames, outputs) in enumerate(zip(lengths, valid, strict=True)):
+        alone, _ = encoder(features[row : row + 1, :frames], lengths[row : row + 1])
+        torch.testing.assert_close(together[row, :outputs], alone[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_encoder_frame_sees_no_feature_frame_after_its_own_forty_milliseconds(norm):
+    encoder = lived_in(Encoder(a_config(norm)))
+    context = Context(chunk=1)
+    features = torch.randn(1, 80, 80)
+    changed = features.clone()
+    changed[:, 40:] += 1  # from encoder frame 10 on
+    before, after = (encoder(f, torch.tensor([80]), context)[0] for f in (features, changed))
+    assert torch.equal(before[:, :10], after[:, :10])
+    assert not torch.equal(before[:, 10], after[:, 10])
+
+
+def test_a_chunk_sees_itself_and_its_left_context_only():
+    mask = attention_mask(torch.tensor([8]), 8, Context(chunk=2, left=3))[0, 0].int()
+    assert mask[4].tolist() == mask[5].tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_a_chunk_as_long_as_the_utterance_is_full_context(padded_batch):
+    encoder = lived_in(Encoder(a_config()))
+    full, valid = encoder(*padded_batch)
+    chunked, _ = encoder(*padded_batch, Context(chunk=50))
+    torch.testing.assert_close(full[1, : valid[1]], chunked[1, : valid[1]])
+
+
+def test_padding_that_sees_no_valid_key_makes_no_gradient_nan(padded_batch):
+    encoder = Encoder(a_config()).train()
+    logits, valid = encoder(*padded_batch, Context(chunk=4, left=4))
+    logits[2, : valid[2]].square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
+
+
+def test_attention_is_wenets_sum_of_two_products():
+    config = a_config()
+    attention = Attention(config).double().eval()
+    with torch.no_grad():
+        attention.u.normal_()
+        attention.v.normal_()
+    x, table = torch.randn(2, 7, 16).double(), sinusoids(7, 16)[None].double()
+    valid = torch.ones(2, 7, dtype=torch.bool)
+
+    def heads(t):
+        return t.view(t.shape[0], 7, 2, 8).transpose(1, 2)
+
+    q, k, v = (heads(layer(x, valid)) for layer in (attention.query, attention.key, attention.value))
+    p = heads(attention.position(table, valid[:1]))
+    scores = (q + attention.u[:, None]) @ k.transpose(2, 3) + (q + attention.v[:, None]) @ p.transpose(2, 3)
+    mixed = torch.softmax(scores / math.sqrt(8), -1) @ v
+    wanted = attention.output(mixed.transpose(1, 2).reshape(2, 7, 16), valid)
+    got = attention(x, valid, torch.ones(2, 1, 1, 7, dtype=torch.bool), table)
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_batch_norm_counts_valid_frames_only():
+    norm, plain = BatchNorm(4), torch.nn.BatchNorm1d(4)
+    x = torch.randn(3, 9, 4)
+    valid = torch.arange(9) < torch.tensor([9, 5, 2])[:, None]
+    x[~valid] = 1e6
+    torch.testing.assert_close(norm(x, valid)[valid], plain(x[valid]))
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+
+
+def test_training_on_padded_speech_leaves_the_statistics_of_the_speech(padded_batch):
+    features, lengths = padded_batch
+    torch.manual_seed(0)
+    encoder = Encoder(a_config(dropout=0.0)).train()
+    wild = features.clone()
+    wild[torch.arange(200) >= lengths[:, None]] = 50.0
+    once = Encoder(a_config(dropout=0.0)).train()
+    once.load_state_dict(encoder.state_dict())
+    encoder(features, lengths)
+    once(wild, lengths)
+    for name, statistic in encoder.state_dict().items():
+        if "running" in name and "subsampling" not in name:
+            torch.testing.assert_close(statistic, once.state_dict()[name], msg=name)
+
+
+def test_reestimated_statistics_are_those_of_the_speech(padded_batch):
+    encoder = lived_in(Encoder(a_config()))
+    reestimate(encoder, [padded_batch])
+    first = encoder.subsampling.conv1.conv
+    out = first(torch.nn.functional.pad(padded_batch[0], (0, 0, 3, 0))[:, None])
+    valid = torch.arange(out.shape[2]) < ((padded_batch[1] + 2) // 2)[:, None]
+    frames = out.permute(0, 2, 3, 1)[valid]
+    torch.testing.assert_close(encoder.subsampling.conv1.norm.running_mean, frames.flatten(0, 1).mean(0))
+    assert not encoder.training
+
+
+def test_a_fusionformer_has_no_norm_on_the_residual_stream_and_no_layer_norm():
+    names = [type(m).__name__ for m in Encoder(preset("tiny", norm="batch", vocabulary_size=29)).modules()]
+    assert "LayerNorm" not in names
+    assert names.count("BatchNorm") == 3 + 8 * 11  # subsampling, and per block w1 w2 q k v o pw1 dw pw2 w1 w2
+
+
+def test_the_conformer_has_wenets_layer_norms():
+    names = [type(m).__name__ for m in Encoder(preset("small", norm="layer", vocabulary_size=29)).modules()]
+    assert names.count("LayerNorm") == 73  # five a block, one in each convolution module, one at the end
+
+
+@pytest.mark.parametrize("size", PRESETS)
+def test_twins_have_about_the_same_parameters(size):
+    fusion, conformer = (parameters(preset(size, norm=norm, vocabulary_size=29)) for norm in NORMS)
+    assert abs(fusion / conformer - 1) < 0.08
+
+
+SWITCHES = [
+    {"conv_expansion": 2},
+    {"conv_relu": "pointwise"},
+    {"conv_relu": "depthwise"},
+    {"norm_positions": True},
+    {"norm_subsampling": False},
+    {"norm_residual": "output"},
+    {"norm_residual": "block"},
+    {"scale_embedding": True},
+    {"positions": "none"},
+    {"activation": "swish"},
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_every_open_choice_is_a_switch_that_changes_the_answer(switch, padded_batch):
+    torch.manual_seed(0)
+    plain, _ = lived_in(Encoder(a_config()))(*padded_batch)
+    torch.manual_seed(0)
+    switched, _ = lived_in(Encoder(a_config(**switch)))(*padded_batch)
+    assert torch.isfinite(switched).all()
+    assert not torch.allclose(plain, switched)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"heads": 3}, "does not divide into 3 heads"),
+        ({"layers": 0}, "layers is 0"),
+        ({"layers": True}, "layers is True"),
+        ({"norm": "group"}, "not one of batch, layer"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"conv_expansion": 3}, "not 1 or 2"),
+        ({"mel_bins": 5}, "leave nothing"),
+        ({"dimension": 10**9}, "not within"),
+    ],
+    ids=str,
+)
+def test_an_impossible_config_is_refused_in_words(change, words):
+    with pytest.raises(BadConfig, match=words):
+        a_config(**change)
+
+
+def test_a_config_survives_json():
+    config = a_config("layer", dropout=0.25)
+    assert EncoderConfig.from_json(config.to_json()) == config
