@@ -1,0 +1,1 @@
+"""From speech to features: audio files in, log-mel frames out."""

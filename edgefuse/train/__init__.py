@@ -1,0 +1,1 @@
+"""The recipe: speech in, a trained checkpoint out."""

@@ -1,0 +1,133 @@
+"""Features of a whole corpus, computed once and kept in one memory-mapped file.
+
+Reading FLAC and computing log-mel features would cost a training on two cores a third of its time. A store holds every
+frame as float16 (a log-mel value of 20 is then off by at most 0.008), so that several trainings share one page cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lhotse import CutSet, MonoCut
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgefuse.errors import EmptyAudio, MissingFile
+from edgefuse.frontend.log_mel import KALDI_80, log_mel
+
+FRAMES = "frames.npy"
+INDEX = "index.json"
+SMALLEST_VARIANCE = 1e-4  # a mel bin that never moves must not be blown up
+SILENCE = 0.0  # below the noise of a 16-bit converter; zeros that a synthesizer wrote would dominate mean and deviation
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the frames of one utterance lie, and what was said."""
+
+    id: str
+    text: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """Log-mel frames of a set of utterances; mean and inverse deviation are over all that is not digital silence."""
+
+    frames: NDArray[np.float16]  # (all frames, 80), memory-mapped
+    utterances: Mapping[str, Stored]
+    mean: Tensor  # (80,)
+    istd: Tensor  # (80,)
+
+    def features(self, utterance: str) -> Tensor:
+        """Log-mel features (T, 80) float32 of one utterance, not normalized."""
+        stored = self.utterances[utterance]
+        return torch.from_numpy(self.frames[stored.first : stored.first + stored.count].astype(np.float32))
+
+
+def cut_features(cut: MonoCut) -> Tensor:
+    """Log-mel features (T, 80) float32 of one cut, computed from its audio."""
+    pcm: NDArray[np.float32] = cut.load_audio()
+    return log_mel(torch.from_numpy(pcm[0]))
+
+
+def read_cuts(corpus: Path, name: str) -> CutSet:
+    """The cuts ``name`` (train, dev, ...) of a corpus folder, eager; audio paths are relative to the folder."""
+    path = corpus / f"{name}.cuts.jsonl.gz"
+    if not path.is_file():
+        raise MissingFile(
+            f"There is no {path.name} in {corpus}.",
+            hint="A corpus folder holds Lhotse cuts: train, dev, seen and unseen, each as NAME.cuts.jsonl.gz.",
+        )
+    return CutSet.from_file(path).with_recording_path_prefix(str(corpus)).to_eager()
+
+
+def open_or_compute(cuts: CutSet, folder: Path) -> FeatureStore:
+    """Open the store in ``folder``; if there is none, compute it there (atomically: a half-written store is no store)."""
+    if not (folder / INDEX).is_file():
+        _compute(cuts, folder)
+    return _open(folder)
+
+
+def _open(folder: Path) -> FeatureStore:
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    return FeatureStore(
+        frames=np.load(folder / FRAMES, mmap_mode="r"),
+        utterances={u["id"]: Stored(**u) for u in index["utterances"]},
+        mean=torch.tensor(index["mean"]),
+        istd=torch.tensor(index["istd"]),
+    )
+
+
+def _compute(cuts: CutSet, folder: Path) -> None:
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
+    partial.mkdir(parents=True)
+    stored = _layout(cuts)
+    total = stored[-1].first + stored[-1].count
+    frames = np.lib.format.open_memmap(partial / FRAMES, mode="w+", dtype=np.float16, shape=(total, KALDI_80.mel_bins))
+    moments = _fill(cuts, stored, frames)
+    frames.flush()
+    mean, istd = _mean_and_istd(moments)
+    index = {"utterances": [asdict(s) for s in stored], "mean": mean.tolist(), "istd": istd.tolist()}
+    (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _layout(cuts: Iterable[MonoCut]) -> list[Stored]:
+    stored: list[Stored] = []
+    first = 0
+    for cut in cuts:
+        count = KALDI_80.frames(cut.num_samples)
+        stored.append(Stored(cut.id, cut.supervisions[0].text, first, count))
+        first += count
+    if first == 0:
+        raise EmptyAudio("The corpus holds no speech.", hint="Make it again, or pass another folder to --speech.")
+    return stored
+
+
+def _fill(cuts: Iterable[MonoCut], stored: Iterable[Stored], frames: NDArray[np.float16]) -> NDArray[np.float64]:
+    """Write every frame; return count, sum and sum of squares (3, 80) of the values that are no digital silence."""
+    moments = np.zeros((3, KALDI_80.mel_bins))
+    for cut, place in zip(cuts, stored, strict=True):
+        features = cut_features(cut).numpy()
+        frames[place.first : place.first + place.count] = features
+        wide = features.astype(np.float64)
+        moments += np.stack([(wide > SILENCE) * power for power in (np.ones_like(wide), wide, wide**2)]).sum(axis=1)
+    return moments
+
+
+def _mean_and_istd(moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    count = np.maximum(moments[0], 1.0)
+    mean = moments[1] / count
+    variance = moments[2] / count - np.square(mean)
+    return mean, 1.0 / np.sqrt(np.maximum(variance, SMALLEST_VARIANCE))

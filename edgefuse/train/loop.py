@@ -1,0 +1,310 @@
+"""The training loop: a corpus folder and a recipe in, a checkpoint and its word error rates out.
+
+A run folder holds ``last.ckpt`` (what ``resume`` goes on from, written after every epoch), ``curves/`` (the losses, one
+CSV per start), and at the end ``checkpoint/`` (what edgefuse folds) and ``metrics.json`` (its word error rates).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+from lhotse import CutSet
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from edgefuse import checkpoint
+from edgefuse.decode.tokens import Tokens
+from edgefuse.errors import MissingFile, OutputExists, UsageError
+from edgefuse.model import FULL, Context, Encoder, EncoderConfig
+from edgefuse.model.reestimate import reestimate
+from edgefuse.train.batches import Batch, Batches, trainable
+from edgefuse.train.features import FeatureStore, open_or_compute, read_cuts
+from edgefuse.train.module import Training, evaluate
+from edgefuse.train.pieces import learn_tokens
+from edgefuse.train.recipe import Recipe
+from edgefuse.values import Checkpoint
+from edgefuse.verify.wer import WordErrors
+
+LAST = "last.ckpt"
+DEV_UTTERANCES = 200
+FRAMES_PER_SECOND = 100
+REESTIMATION_SECONDS = 1800.0  # of clean training speech: 45,000 encoder frames for every mean and variance
+EVALUATION_BATCH_SECONDS = 120.0
+STREAMED = Context(chunk=16, left=64)  # 0.64 s chunks, 2.56 s of past
+FOREIGN_WARNINGS = (
+    ".*does not have many workers",  # one core has none to spare, and the features are in memory
+    "The number of training batches",  # a small corpus logs nothing but its epochs
+    ".*exists and is not empty",  # so does a training that is resumed
+    "You have overridden `transfer_batch_to_device`",  # in the module, as it should be
+    ".*LeafSpec.* is deprecated",  # Lightning 2.6 calls what PyTorch 2.13 renames
+)
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves behind."""
+
+    folder: Path  # the checkpoint
+    errors: dict[str, WordErrors]  # by test set; "seen streamed" is the same set in chunks
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A set of utterances and its features."""
+
+    cuts: CutSet
+    store: FeatureStore
+
+    def batches(self, tokens: Tokens, seconds: float, **options: Any) -> Batches:  # noqa: ANN401 - as `Batches` takes them
+        """Batches of it."""
+        return Batches(self.cuts, self.store, tokens, batch_seconds=seconds, **options)
+
+
+def train(
+    speech: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    threads: int = 1,
+    precision: Precision = "bf16",
+    features: Path | None = None,
+    start: Path | None = None,
+) -> Trained:
+    """Train an encoder on the cuts ``train`` of a corpus folder, evaluate it on ``seen`` and ``unseen``.
+
+    ``features`` keeps the log-mel frames, ``speech``/features by default; several trainings may share it. ``resume`` goes
+    on from the last whole epoch in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
+    encoder is where the training begins; its vocabulary may be another one.
+    """
+    torch.set_num_threads(threads)
+    _claim(output, resume=resume)
+    stores = features or speech / "features"
+    corpus = load_speech(speech, "train", stores)
+    tokens = learn_tokens((utterance.text for utterance in corpus.store.utterances.values()), recipe.vocabulary_size)
+    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens))
+    dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
+    config, begin = recipe.encoder(len(tokens)), checkpoint.read(start) if start else None
+    training = fit(corpus, dev, output, recipe, config, tokens, begin=begin, resume=resume, precision=precision)
+    encoder = finish(training, corpus, tokens)
+    written = output / "checkpoint"
+    written.mkdir(exist_ok=True)
+    checkpoint.write(written, checkpoint.of_encoder(encoder, corpus.store.mean, corpus.store.istd, tokens.symbols))
+    errors = test(encoder, speech, stores, corpus.store, tokens)
+    _write_metrics(output, recipe, errors)
+    return Trained(written, errors)
+
+
+def fit(
+    corpus: Speech,
+    dev: Speech,
+    output: Path,
+    recipe: Recipe,
+    config: EncoderConfig,
+    tokens: Tokens,
+    *,
+    begin: Checkpoint | None = None,
+    resume: bool = False,
+    precision: Precision = "fp32",
+) -> Training:
+    """Run the epochs, from the start or from ``last.ckpt``; the same seed gives the same weights either way (on a CPU).
+
+    With ``begin`` the weights start as that checkpoint's, but for a head of another vocabulary.
+    """
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    batches = _EpochBatches(corpus, dev, tokens, recipe)
+    steps = recipe.epochs * batches.first_epoch_steps
+    encoder = Encoder(config)
+    if begin is not None:
+        _begin_with(encoder, begin)
+    training = Training(encoder, tokens, recipe, steps)
+    with _quiet():
+        trainer = _trainer(output, recipe, precision, steps)
+        trainer.fit(training, datamodule=batches, ckpt_path=output / LAST if resume else None, weights_only=False)
+    return training
+
+
+def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
+    """Load a checkpoint's weights; the head stays fresh where the vocabularies differ in size."""
+    weights = dict(begin.weights)
+    if begin.config.vocabulary_size != encoder.config.vocabulary_size:
+        weights |= {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith("ctc.")}
+    if replace(begin.config, vocabulary_size=encoder.config.vocabulary_size, dropout=encoder.config.dropout) != encoder.config:
+        raise UsageError(
+            "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
+        )
+    encoder.load_state_dict(weights)
+
+
+def _trainer(output: Path, recipe: Recipe, precision: Precision, steps: int) -> L.Trainer:
+    return L.Trainer(
+        accelerator="auto",
+        devices=1,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
+        max_epochs=recipe.epochs,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty(),
+        log_every_n_steps=20,
+        logger=CSVLogger(output, name="curves"),
+        callbacks=[_keep_last(output), _Lines(steps)],
+        default_root_dir=output,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's advertising, and without its warnings about what is meant to be so."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in FOREIGN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
+    """The average of the weights, its batch statistics measured on clean training speech, in evaluation mode."""
+    encoder = training.averaged.cpu().requires_grad_(requires_grad=True)
+    clean = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=training.recipe.seed)
+    reestimate(encoder, ((b.features, b.lengths) for b in _first_seconds(clean, REESTIMATION_SECONDS)))
+    return encoder.eval()
+
+
+def test(encoder: Encoder, speech: Path, stores: Path, statistics: FeatureStore, tokens: Tokens) -> dict[str, WordErrors]:
+    """Word errors on both test sets, with whole and with streamed attention."""
+    errors: dict[str, WordErrors] = {}
+    for name in ("seen", "unseen"):
+        spoken = load_speech(speech, name, stores, statistics=statistics)
+        batches = spoken.batches(tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
+        errors[name] = evaluate(encoder, batches, tokens, FULL)
+        errors[f"{name} streamed"] = evaluate(encoder, batches, tokens, STREAMED)
+    return errors
+
+
+def load_speech(
+    speech: Path,
+    name: str,
+    stores: Path,
+    *,
+    utterances: int | None = None,
+    statistics: FeatureStore | None = None,
+) -> Speech:
+    """One set of the corpus, its features from ``stores`` (computed there at the first call).
+
+    ``utterances`` takes that many, evenly spread; ``statistics`` normalizes with another store's mean and deviation.
+    """
+    cuts = read_cuts(speech, name)
+    store = open_or_compute(cuts, stores / name)
+    if statistics is not None:
+        store = replace(store, mean=statistics.mean, istd=statistics.istd)
+    if utterances is not None:
+        step = max(1, len(cuts) // utterances)
+        cuts = CutSet.from_cuts([*cuts][::step][:utterances])
+    return Speech(cuts, store)
+
+
+class _EpochBatches(L.LightningDataModule):
+    """Training batches of the current epoch, and the development set."""
+
+    def __init__(self, corpus: Speech, dev: Speech, tokens: Tokens, recipe: Recipe) -> None:
+        super().__init__()
+        self.corpus, self.tokens, self.recipe = corpus, tokens, recipe
+        self.dev = replace(dev, store=replace(dev.store, mean=corpus.store.mean, istd=corpus.store.istd))
+
+    @property
+    def first_epoch_steps(self) -> int:
+        """Batches of epoch 0; the other epochs differ by a few."""
+        return len(self._batches(0))
+
+    def train_dataloader(self) -> Batches:
+        """The batches of this epoch."""
+        return self._batches(cast("L.Trainer", self.trainer).current_epoch)
+
+    def val_dataloader(self) -> Batches:
+        """The development set, in order."""
+        return self.dev.batches(self.tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
+
+    def _batches(self, epoch: int) -> Batches:
+        recipe = self.recipe
+        return self.corpus.batches(
+            self.tokens, recipe.batch_seconds, seed=recipe.seed, epoch=epoch, augmentation=recipe.augmentation
+        )
+
+
+class _Lines(Callback):
+    """Progress as lines, for logs: every hundred steps the loss, the rate and the time that is left."""
+
+    def __init__(self, steps: int, every: int = 100) -> None:
+        self.steps, self.every = steps, every
+        self._began: tuple[float, int] | None = None
+        self._losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, _: object, outputs: Any, *__: object) -> None:  # noqa: ANN401
+        """Print a line now and then."""
+        self._losses.append(float(outputs["loss"]))
+        now, step = time.monotonic(), trainer.global_step
+        began, first = self._began = self._began or (now, step)
+        if step % self.every or step == first:
+            return
+        pace = (now - began) / (step - first)
+        loss = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        left = max(0, self.steps - step) * pace / 60
+        print(  # noqa: T201 - progress is what a callback of this name is for
+            f"epoch {trainer.current_epoch} step {step}/{self.steps} loss {loss:.3f} lr {rate:.2e} "
+            f"{pace:.3f} s/step {left:.0f} min left",
+            flush=True,
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, *_: object) -> None:
+        """Print the word error rate."""
+        wer = float(trainer.callback_metrics.get("dev_wer_percent", float("nan")))
+        print(f"epoch {trainer.current_epoch} dev WER {wer:.2f} %", flush=True)  # noqa: T201 - as above
+
+
+def _keep_last(output: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        dirpath=output,
+        filename=Path(LAST).stem,
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def _claim(output: Path, *, resume: bool) -> None:
+    if resume and not (output / LAST).is_file():
+        raise MissingFile(f"There is no {output / LAST} to resume from.", hint="Leave --resume away.")
+    if not resume and (output / LAST).exists():
+        raise OutputExists(f"{output} holds a training already.", hint="Go on with --resume, or choose another folder.")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def _first_seconds(batches: Batches, seconds: float) -> Iterator[Batch]:
+    frames = 0
+    for batch in batches:
+        yield batch
+        frames += int(batch.lengths.sum())
+        if frames / FRAMES_PER_SECOND >= seconds:
+            return
+
+
+def _write_metrics(output: Path, recipe: Recipe, errors: dict[str, WordErrors]) -> None:
+    rates = {name: {**asdict(e), "wer_percent": e.wer_percent} for name, e in errors.items()}
+    text = json.dumps({"recipe": recipe.to_json(), "errors": rates}, indent=2)
+    (output / "metrics.json").write_text(text + "\n", encoding="utf-8")

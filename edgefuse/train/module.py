@@ -1,0 +1,139 @@
+"""The training step, as Lightning wants it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from edgefuse.decode.greedy import greedy_text
+from edgefuse.decode.tokens import BLANK_ID, Tokens
+from edgefuse.errors import TrainingDiverged
+from edgefuse.model import FULL, Context, Encoder
+from edgefuse.train.batches import Batch
+from edgefuse.train.recipe import CHUNK_FRAMES, Recipe
+from edgefuse.verify.wer import WordErrors, count_word_errors
+
+
+class Training(L.LightningModule):
+    """CTC training of an encoder, and the moving average of its weights that becomes the checkpoint.
+
+    Every step seeds itself, from the recipe's seed and its own number: a training that was interrupted draws the same
+    dropout and the same chunks as one that was not.
+    """
+
+    def __init__(self, encoder: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """``steps`` is the length of the learning rate schedule."""
+        super().__init__()
+        self.encoder, self.tokens, self.recipe, self.steps = encoder, tokens, recipe, steps
+        decay = recipe.average_decay
+        self.average = AveragedModel(encoder, multi_avg_fn=lambda a, w, n: _average_in(a, w, n, decay))
+        self.average.requires_grad_(requires_grad=False)
+        self._errors: list[WordErrors] = []
+
+    @property
+    def averaged(self) -> Encoder:
+        """The encoder with the moving average of the weights."""
+        return cast("Encoder", self.average.module)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """The CTC loss per token of a batch."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
+        context = draw_context(self.recipe, self.global_step)
+        logits, lengths = self.encoder(batch.features, batch.lengths, context)
+        loss = ctc_loss(logits, lengths, batch)
+        if not math.isfinite(float(loss.detach())):
+            raise TrainingDiverged(
+                f"The loss of step {self.global_step} is {float(loss.detach())}.",
+                hint="Resume from the last epoch with a lower --learning-rate, or look for broken recordings.",
+            )
+        self.log("loss", loss.detach(), batch_size=len(batch.texts))
+        return loss
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """Move the average towards the new weights."""
+        self.average.update_parameters(self.encoder)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the errors of the last validation."""
+        self._errors = []
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Count the word errors of the average."""
+        self._errors.append(batch_errors(self.averaged, batch, self.tokens))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the word error rate."""
+        errors = sum(self._errors, WordErrors(0, 0, 0, 0, 0))
+        self.log("dev_wer_percent", errors.wer_percent)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with warm-up and cosine; vectors (biases, norms) do not decay."""
+        recipe, parameters = self.recipe, [*self.encoder.parameters()]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=recipe.peak_learning_rate,
+            betas=(0.9, 0.98),
+            fused=True,
+        )
+        schedule = LambdaLR(optimizer, lambda step: recipe.learning_rate_factor(step, self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: object, **__: object) -> None:  # noqa: ARG002
+        """Clip by the norm of the whole gradient; Lightning's own refuses fused optimizers, for a scaler that we lack."""
+        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.recipe.largest_gradient)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
+        """Move a batch; Lightning itself refuses to move frozen dataclasses."""
+        return batch.to(device)
+
+
+def ctc_loss(logits: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    """Mean over the batch of the negative log-likelihood per token, in float32; logits (B, T', V)."""
+    log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(log_probabilities, batch.targets, lengths, batch.target_lengths, blank=BLANK_ID, zero_infinity=True)
+
+
+def draw_context(recipe: Recipe, step: int) -> Context:
+    """Full attention, or for ``chunked_share`` of the steps chunks with the whole past, as WeNet trains U2 (dynamic chunks)."""
+    draw = Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    if float(torch.rand((), generator=draw)) >= recipe.chunked_share:
+        return FULL
+    shortest, longest = CHUNK_FRAMES
+    return Context(chunk=int(torch.randint(shortest, longest + 1, (), generator=draw)))
+
+
+@torch.no_grad()
+def batch_errors(encoder: Encoder, batch: Batch, tokens: Tokens, context: Context = FULL) -> WordErrors:
+    """Word errors of greedy search over one batch; the encoder is in evaluation mode."""
+    logits, lengths = encoder(batch.features, batch.lengths, context)
+    texts = [greedy_text(row[:count].float().cpu(), tokens) for row, count in zip(logits, lengths.tolist(), strict=True)]
+    return count_word_errors(batch.texts, texts)
+
+
+@torch.no_grad()
+def evaluate(encoder: Encoder, batches: Iterable[Batch], tokens: Tokens, context: Context = FULL) -> WordErrors:
+    """Word errors of greedy search over a test set, in evaluation mode; the mode is restored."""
+    was_training = encoder.training
+    encoder.eval()
+    counts = [batch_errors(encoder, batch, tokens, context) for batch in batches]
+    encoder.train(was_training)
+    return sum(counts, WordErrors(0, 0, 0, 0, 0))
+
+
+def _average_in(averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int, decay: float) -> None:
+    """average <- average + (1 - d)(weight - average), with d rising to ``decay`` so that the start is soon forgotten."""
+    number = float(count)
+    torch._foreach_lerp_([*averages], [*weights], 1 - min(decay, (1 + number) / (10 + number)))

@@ -1,0 +1,58 @@
+"""Everything that a training is told; the same recipe trains a FusionFormer and its LayerNorm twin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from edgefuse.errors import UsageError
+from edgefuse.model import EncoderConfig, preset
+from edgefuse.train.augment import Augmentation
+
+CHUNK_FRAMES = (8, 25)  # encoder frames: 0.32 s to 1 s, around the chunk that a device would stream with
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of a training."""
+
+    preset: str = "tiny"
+    norm: Literal["batch", "layer"] = "batch"
+    vocabulary_size: int = 256  # word pieces: a third of the tokens that characters would be, each with more to go by
+    epochs: int = 30
+    seed: int = 0
+    batch_seconds: float = 56.0  # of speech; about 16 utterances of a voice assistant
+    peak_learning_rate: float = 2e-3
+    last_learning_rate: float = 2e-5
+    warm_up_share: float = 0.08  # of all steps
+    weight_decay: float = 1e-2
+    largest_gradient: float = 5.0
+    dropout: float = 0.0  # the augmentation regularizes a small network enough, and costs a tenth of dropout's time
+    average_decay: float = 0.999
+    chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained, in words."""
+        if self.epochs < 1:
+            raise UsageError(f"{self.epochs} epochs train nothing.", hint="Pass --epochs 1 or more.")
+        if self.batch_seconds <= 0:
+            raise UsageError(f"A batch of {self.batch_seconds} s holds no utterance.")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with every field."""
+        return asdict(self)
+
+    def encoder(self, vocabulary_size: int) -> EncoderConfig:
+        """The encoder that is trained."""
+        return replace(preset(self.preset, norm=self.norm, vocabulary_size=vocabulary_size), dropout=self.dropout)
+
+    def learning_rate_factor(self, step: int, steps: int) -> float:
+        """The learning rate of a step, as a share of the peak: a linear warm-up, then half a cosine to the last rate."""
+        warm_up = max(1, round(self.warm_up_share * steps))
+        if step < warm_up:
+            return (step + 1) / warm_up
+        last = self.last_learning_rate / self.peak_learning_rate
+        done = min(1.0, (step - warm_up) / max(1, steps - warm_up))
+        return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,274 @@
+"""The recipe learns, survives a power cut, and treats both norms alike."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, Recording, SupervisionSegment
+from torch import Generator, Tensor
+
+from edgefuse import checkpoint
+from edgefuse.decode.tokens import character_tokens
+from edgefuse.errors import MissingFile, OutputExists, TrainingDiverged, UsageError
+from edgefuse.model import Encoder, EncoderConfig
+from edgefuse.model.normalization import BatchNorm
+from edgefuse.model.reestimate import reestimate
+from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp_vocal_tract
+from edgefuse.train.batches import Batch, Batches, trainable
+from edgefuse.train.loop import Speech, finish, fit, load_speech, train
+from edgefuse.train.module import Training, ctc_loss, draw_context
+from edgefuse.train.recipe import Recipe
+
+TOKENS = character_tokens()
+NO_AUGMENTATION = Augmentation(tempo=0, vocal_tract=0, gain_db=0, channel_db=0, noise_share=0, frequency_masks=0, time_masks=0)
+QUICK = Recipe(vocabulary_size=len(TOKENS), epochs=4, batch_seconds=8.0, augmentation=NO_AUGMENTATION)
+SMALL = EncoderConfig(
+    vocabulary_size=len(TOKENS), dimension=32, layers=1, heads=2, feed_forward=64, kernel=3, subsampling_channels=8
+)
+
+
+def tones(text: str) -> np.ndarray:
+    """An alphabet of tones, 160 ms each, that a network can learn to read in seconds."""
+    time = np.arange(2560) / 16_000
+    hz = [0 if letter == " " else 300 + 200 * TOKENS.encode(letter)[0] for letter in text]
+    return np.concatenate([0.3 * np.sin(2 * np.pi * f * time) for f in hz]).astype(np.float32)
+
+
+def write_corpus(folder: Path, name: str, texts: list[str]) -> None:
+    """A Lhotse corpus of tones."""
+    cuts = []
+    for number, text in enumerate(texts):
+        recording = f"{name}-{number}"
+        soundfile.write(folder / f"{recording}.flac", tones(text), 16_000)
+        cut = Recording.from_file(folder / f"{recording}.flac", recording_id=recording).to_cut()
+        cut.recording.sources[0].source = f"{recording}.flac"
+        cut.supervisions = [SupervisionSegment(recording, recording, 0.0, cut.duration, text=text)]
+        cuts.append(cut)
+    CutSet.from_cuts(cuts).to_file(folder / f"{name}.cuts.jsonl.gz")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve utterances to learn, two to test on."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = ["abc", "bad cab", "cad", "dab a", "add", "bcd dc", "ab ba", "cba", "dad", "a bad dab", "cc", "d a b"]
+    write_corpus(folder, "train", words)
+    for name in ("dev", "seen", "unseen"):
+        write_corpus(folder, name, words[:2])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def speech(corpus: Path, name: str) -> Speech:
+    """A set of the corpus, with its features."""
+    return load_speech(corpus, name, corpus / "features")
+
+
+def weights(training: Training) -> dict[str, Tensor]:
+    """Every number that a training has made, the moving average included."""
+    return {name: tensor.clone() for name, tensor in training.state_dict().items()}
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_the_loss_falls_on_a_handful_of_utterances(corpus: Path, norm: str) -> None:
+    config = replace(SMALL, norm=norm, conv_norm=norm)
+    batch = next(iter(speech(corpus, "train").batches(TOKENS, 100.0)))
+    torch.manual_seed(0)
+    encoder = Encoder(config).train()
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(60):
+        loss = ctc_loss(*encoder(batch.features, batch.lengths), batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.25 * losses[0]
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_the_same_command_trains_both_norms(corpus: Path, tmp_path: Path, norm: str) -> None:
+    trained = train(corpus, tmp_path, replace(QUICK, norm=norm, epochs=1), precision="fp32", features=tmp_path / "features")
+    read = checkpoint.read(trained.folder)
+    assert read.config.norm == norm
+    assert read.tokens == TOKENS.symbols
+    assert set(trained.errors) == {"seen", "seen streamed", "unseen", "unseen streamed"}
+    assert (tmp_path / "metrics.json").is_file()
+
+
+def test_a_training_begins_with_another_ones_encoder_whatever_its_vocabulary(corpus: Path, tmp_path: Path) -> None:
+    characters = replace(SMALL, vocabulary_size=7)
+    begin = checkpoint.of_encoder(Encoder(characters), torch.zeros(80), torch.ones(80), ("<blk>", *"abcdef"))
+    nothing_yet = replace(QUICK, epochs=1, peak_learning_rate=1e-12, last_learning_rate=1e-12)
+    spoken, dev = speech(corpus, "train"), speech(corpus, "dev")
+    trained = weights(fit(spoken, dev, tmp_path, nothing_yet, SMALL, TOKENS, begin=begin))
+    name = "blocks.0.macaron.w1.linear.weight"
+    torch.testing.assert_close(trained[f"encoder.{name}"], begin.weights[name])
+
+
+def test_another_architecture_is_nothing_to_begin_with(corpus: Path, tmp_path: Path) -> None:
+    wider = replace(SMALL, dimension=64)
+    begin = checkpoint.of_encoder(Encoder(wider), torch.zeros(80), torch.ones(80), TOKENS.symbols)
+    with pytest.raises(UsageError, match="another architecture"):
+        fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, QUICK, SMALL, TOKENS, begin=begin)
+
+
+def test_a_training_that_was_cut_off_ends_with_the_same_weights(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_set, dev, config = speech(corpus, "train"), speech(corpus, "dev"), replace(SMALL, dropout=0.1)
+    recipe = replace(QUICK, augmentation=Augmentation())
+    whole = weights(fit(train_set, dev, tmp_path / "whole", recipe, config, TOKENS))
+
+    def power_cut(training: Training) -> None:
+        if training.current_epoch == 2:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Training, "on_train_epoch_start", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(train_set, dev, tmp_path / "cut", recipe, config, TOKENS)
+    monkeypatch.undo()
+    resumed = weights(fit(train_set, dev, tmp_path / "cut", recipe, config, TOKENS, resume=True))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_a_used_folder_is_not_trained_over(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(OutputExists, match="holds a training already"):
+        train(corpus, tmp_path, QUICK)
+
+
+def test_nothing_to_resume_is_said_so(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match="to resume from"):
+        train(corpus, tmp_path, QUICK, resume=True)
+
+
+def test_a_folder_without_speech_is_no_corpus(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match=r"no train\.cuts\.jsonl\.gz"):
+        train(tmp_path, tmp_path / "run", QUICK)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgefuse.train.module.ctc_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
+    with pytest.raises(TrainingDiverged, match="loss of step 0 is nan"):
+        fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, QUICK, SMALL, TOKENS)
+
+
+def test_the_checkpoint_is_the_average_with_statistics_of_clean_speech(corpus: Path, tmp_path: Path) -> None:
+    spoken = speech(corpus, "train")
+    training = fit(spoken, speech(corpus, "dev"), tmp_path, QUICK, SMALL, TOKENS)
+    encoder = finish(training, spoken, TOKENS)
+    norm = encoder.subsampling.linear.norm
+    seen: list[Tensor] = []
+    norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][inputs[1]]))
+    for batch in spoken.batches(TOKENS, 100.0):
+        encoder(batch.features, batch.lengths)
+    assert not encoder.training
+    assert torch.allclose(norm.running_mean, torch.cat(seen).mean(dim=0), atol=0.05)
+
+
+def test_reestimated_statistics_are_those_of_all_valid_frames() -> None:
+    encoder = Encoder(SMALL)
+    features = torch.randn(3, 40, 80, generator=Generator().manual_seed(0))
+    lengths = torch.tensor([40, 24, 12])
+    used = reestimate(encoder, [(features[:1], lengths[:1]), (features[1:], lengths[1:])])
+    rows = encoder.subsampling.conv1
+    padded = torch.nn.functional.pad(features, (0, 0, 3, 0)).unsqueeze(1)
+    out = rows.conv(padded).permute(0, 2, 3, 1)
+    valid = torch.arange(out.shape[1]) < ((lengths + 2) // 2)[:, None]
+    assert used == 76
+    assert isinstance(rows.norm, BatchNorm)
+    assert rows.norm.running_mean is not None
+    assert torch.allclose(rows.norm.running_mean, out[valid].mean(dim=(0, 1)), atol=1e-2)
+    assert encoder.training
+    assert rows.norm.momentum == pytest.approx(0.1)
+
+
+def test_a_layer_norm_encoder_has_nothing_to_reestimate() -> None:
+    assert reestimate(Encoder(replace(SMALL, norm="layer", conv_norm="layer")), []) == 0
+
+
+def test_an_epoch_is_always_the_same_and_the_next_one_is_not(corpus: Path) -> None:
+    spoken = speech(corpus, "train")
+    options = {"seed": 1, "augmentation": Augmentation()}
+    first = [b.features for b in spoken.batches(TOKENS, 4.0, epoch=0, **options)]
+    again = [b.features for b in spoken.batches(TOKENS, 4.0, epoch=0, **options)]
+    later = [b.texts for b in spoken.batches(TOKENS, 4.0, epoch=1, **options)]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert sorted(t for texts in later for t in texts) == sorted(u.text for u in spoken.store.utterances.values())
+
+
+def test_every_utterance_is_in_exactly_one_batch(corpus: Path) -> None:
+    spoken = speech(corpus, "train")
+    batches: list[Batch] = list(Batches(spoken.cuts, spoken.store, TOKENS, batch_seconds=3.0))
+    assert len(batches) > 1
+    assert sum(len(b.texts) for b in batches) == 12
+
+
+def test_an_utterance_that_ctc_cannot_align_is_left_out(corpus: Path) -> None:
+    spoken = speech(corpus, "train")
+    short = {
+        name: replace(stored, count=8) if stored.text == "cc" else stored for name, stored in spoken.store.utterances.items()
+    }
+    kept = trainable(spoken.cuts, replace(spoken.store, utterances=short), TOKENS)
+    assert len(kept) == 11
+
+
+def test_a_faster_tempo_is_shorter_and_a_higher_voice_is_not() -> None:
+    features = torch.randn(100, 80)
+    assert warp_tempo(features, 1.25).shape == (80, 80)
+    assert warp_vocal_tract(features, 1.1).shape == (100, 80)
+    assert torch.allclose(warp_vocal_tract(features, 1.0), features, atol=1e-3)
+
+
+def test_a_longer_vocal_tract_lowers_the_formants() -> None:
+    formant = torch.zeros(1, 80)
+    formant[0, 40] = 1.0
+    assert int(warp_vocal_tract(formant, 0.9).argmax()) < 40 < int(warp_vocal_tract(formant, 1.1).argmax())
+
+
+def test_augmentation_depends_on_its_draw_alone() -> None:
+    features = 10 + torch.randn(60, 80)
+    one, same, other = (augment(features, Augmentation(), Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert one.isfinite().all()
+
+
+def test_masks_hide_a_limited_share() -> None:
+    how = Augmentation()
+    for seed in range(30):
+        masked = mask(torch.ones(50, 80), how, Generator().manual_seed(seed))
+        assert int((masked == 0).all(dim=1).sum()) <= 2 * 0.08 * 50
+        assert int((masked == 0).all(dim=0).sum()) <= 2 * 14
+
+
+def test_some_steps_stream_and_the_others_hear_everything() -> None:
+    recipe = replace(QUICK, chunked_share=0.3)
+    chunks = [draw_context(recipe, step).chunk for step in range(300)]
+    assert 0.2 < sum(chunk is not None for chunk in chunks) / 300 < 0.4
+
+
+def test_the_learning_rate_warms_up_and_ends_low() -> None:
+    factors = [QUICK.learning_rate_factor(step, 1000) for step in range(1000)]
+    assert factors.index(max(factors)) == pytest.approx(80, abs=1)
+    assert max(factors) == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_no_epochs_are_refused() -> None:
+    with pytest.raises(UsageError, match="train nothing"):
+        Recipe(epochs=0)
