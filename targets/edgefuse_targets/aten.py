@@ -1,0 +1,186 @@
+"""Graphs of PyTorch's `aten` operators as data: written, read and run."""
+
+from __future__ import annotations
+
+import json
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from edgefuse_targets.half import HalfPrecision
+from edgefuse_targets.norms import Operator, normalizations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+    from edgefuse.values import Entry, Precision, Program
+
+PROGRAM = "program"  # the one key of the file's metadata
+NAMESPACE = "aten"
+GETITEM = "getitem"
+IDLE = ("aten._assert_tensor_metadata.default",)  # checks of what the tracer saw; without a result
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One entry: steps from its inputs and constants to its outputs.
+
+    Attributes:
+        inputs: names of the values that the caller brings, in order.
+        constants: values that are known.
+        steps: what is computed, in order: {"name", "operator", "arguments", "keywords"}.
+        outputs: names of the values that the caller gets, in order.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    constants: Mapping[str, Tensor]
+    steps: tuple[Mapping[str, Any], ...]
+    outputs: tuple[str, ...]
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Answer once."""
+        values: dict[str, Any] = {**self.constants, **dict(zip(self.inputs, inputs, strict=True))}
+        with torch.inference_mode():
+            for step in self.steps:
+                arguments, keywords = _decoded(step["arguments"], values), _decoded(step["keywords"], values)
+                values[step["name"]] = _operator(step["operator"])(*arguments, **keywords)
+        return [values[name] for name in self.outputs]
+
+    def operators(self) -> Iterator[str]:
+        """The names of the operators, as often as they occur."""
+        return (step["operator"] for step in self.steps if step["operator"] != GETITEM)
+
+    def normalizations(self) -> Iterator[str]:
+        """Each normalization of the graph, in words."""
+        nodes = [
+            Operator(step["operator"], tuple(_references([step["arguments"], step["keywords"]])), (step["name"],))
+            for step in self.steps
+        ]
+        return normalizations(self.name, nodes, {name: tuple(tensor.shape) for name, tensor in self.constants.items()})
+
+
+def written(program: Program) -> bytes:
+    """A program as the bytes of a safetensors file; the same program gives the same bytes."""
+    tensors: dict[str, Tensor] = {}
+    description = {entry.name: _describe(entry, program.precision, tensors) for entry in program.entries}
+    return bytes(save(tensors, metadata={PROGRAM: json.dumps(description, sort_keys=True)}))
+
+
+def graphs(content: bytes) -> Mapping[str, Graph]:
+    """The entries of a file.
+
+    Raises:
+        Exception: of many kinds, when the file is damaged.
+    """
+    tensors = load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    description = json.loads(header["__metadata__"][PROGRAM])
+    return {name: _graph(name, fields, tensors) for name, fields in description.items()}
+
+
+def _graph(name: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Graph:
+    for step in fields["steps"]:
+        _operator(step["operator"])
+    constants = {value: tensors[stored] for value, stored in fields["constants"].items()}
+    return Graph(name, tuple(fields["inputs"]), constants, tuple(fields["steps"]), tuple(fields["outputs"]))
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    """An operator of PyTorch's `aten` namespace by its full name."""
+    if name == GETITEM:
+        return operator.getitem
+    namespace, packet, overload = name.split(".")
+    if namespace != NAMESPACE:
+        raise ValueError(f"{name} is no operator of {NAMESPACE}")
+    found: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+    return found
+
+
+def _describe(entry: Entry, precision: Precision, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    graph: nn.Module = entry.graph if precision == "fp32" else HalfPrecision(entry.graph)
+    exported = torch.export.export(graph, entry.example(), strict=False)
+    constants = {value: _store(f"{entry.name}/{target}", tensor, tensors) for value, target, tensor in _constants_of(exported)}
+    nodes = [node for node in exported.graph.nodes if node.op == "call_function" and str(node.target) not in IDLE]
+    return {
+        "inputs": list(exported.graph_signature.user_inputs),
+        "outputs": list(exported.graph_signature.user_outputs),
+        "constants": constants,
+        "steps": [_step(node) for node in nodes],
+    }
+
+
+def _constants_of(exported: ExportedProgram) -> Iterator[tuple[str, str, Tensor]]:
+    """Of each constant that the graph reads: the value's name, its own, and what it holds."""
+    read = {node.name for node in exported.graph.nodes if node.users}
+    for spec in exported.graph_signature.input_specs:
+        if spec.target is not None and spec.arg.name in read:
+            held = exported.state_dict if spec.target in exported.state_dict else exported.constants
+            yield spec.arg.name, spec.target, held[spec.target]
+
+
+def _store(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> str:
+    """Keep a tensor once: under the name that the same content has already, else under this one."""
+    tensor = tensor.detach().contiguous()
+    for known, other in tensors.items():
+        if other.dtype == tensor.dtype and other.shape == tensor.shape and torch.equal(other, tensor):
+            return known
+    tensors[name] = tensor.clone()
+    return name
+
+
+def _step(node: Node) -> dict[str, Any]:
+    name = GETITEM if node.target is operator.getitem else str(node.target)
+    _operator(name)
+    return {"name": node.name, "operator": name, "arguments": _encoded(node.args), "keywords": _encoded(dict(node.kwargs))}
+
+
+def _encoded(value: Any) -> Any:  # noqa: ANN401 - an argument of any operator
+    """An argument as JSON: a result as {"result": name}, a type as {"type": name}."""
+    if isinstance(value, torch.fx.Node):
+        return {"result": value.name}
+    if isinstance(value, torch.dtype):
+        return {"type": str(value).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(item) for item in value]
+    if isinstance(value, dict):
+        return {"keywords": {key: _encoded(item) for key, item in value.items()}}
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise TypeError(f"an argument of type {type(value).__name__} cannot be written")
+
+
+def _decoded(value: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - see `_encoded`
+    if isinstance(value, list):
+        return [_decoded(item, values) for item in value]
+    if isinstance(value, dict):
+        ((kind, content),) = value.items()
+        if kind == "result":
+            return values[content]
+        if kind == "type":
+            return _TYPES[content]
+        return {key: _decoded(item, values) for key, item in content.items()}
+    return value
+
+
+_TYPES = {"float16": torch.float16, "float32": torch.float32}
+
+
+def _references(value: Any) -> Iterator[str]:  # noqa: ANN401 - see `_encoded`
+    """The results that an encoded argument mentions."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+    elif isinstance(value, dict):
+        ((kind, content),) = value.items()
+        if kind == "result":
+            yield content
+        elif kind == "keywords":
+            yield from _references(list(content.values()))

@@ -1,0 +1,240 @@
+"""Core ML: an ML program for iOS 18 and macOS 15, one function per entry; the functions share their weights.
+
+The package is sealed: dates and random identifiers are taken out, and the identifiers in its manifest are derived from its
+contents. The same program gives the same bytes, and a package that was changed or cut short is noticed when it is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import tempfile
+import traceback
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgefuse.errors import ChangedBundle, NotABundle
+from edgefuse.values import Structure
+from edgefuse_targets.foreign import exporting, reading
+from edgefuse_targets.programs import artifact_of, lacking, refusals_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgefuse.target import Session
+    from edgefuse.values import Artifact, Entry, Precision, Program
+
+SUFFIX = ".mlpackage"
+SUMMARY = "Core ML, for iOS 18 and macOS 15: an ML program with one function per length, in one package"
+
+NAME = "coreml"
+RUNTIME = "Core ML"
+PACKAGES = {"coremltools": "coremltools==9.0"}
+AUTHOR = "edgefuse"
+MOST_DIMENSIONS = 5  # of a Core ML tensor
+IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what MIL takes as a name without changing it
+MANIFEST = "Manifest.json"
+MODEL, WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"  # inside Data
+PARTS = {  # name and description, as Core ML Tools write them
+    MODEL: ("model.mlmodel", "CoreML Model Specification"),
+    WEIGHTS: ("weights", "CoreML Model Weights"),
+}
+
+
+def missing() -> Sequence[str]:
+    """Core ML Tools."""
+    return lacking(PACKAGES)
+
+
+def refusals(program: Program) -> Sequence[str]:
+    """What any target refuses; names that MIL would change; tensors of more dimensions than Core ML has, or of none."""
+    return [*refusals_of(program), *(sentence for entry in program.entries for sentence in _entry_refusals(entry))]
+
+
+def export(program: Program, folder: Path, name: str) -> Artifact:
+    """Write `folder/name.mlpackage`, whose default function is the first entry.
+
+    Raises:
+        Refused: the program cannot be honoured.
+        ExportFailed: PyTorch or Core ML Tools could not convert an entry.
+    """
+    package = folder / f"{name}{SUFFIX}"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as workshop:
+        with exporting(RUNTIME, refusals(program)):
+            sealed = _seal(_convert(program, Path(workshop)), program, Path(workshop, "sealed"))
+        if package.exists():
+            package.rename(Path(workshop, "before"))
+        sealed.rename(package)
+    return artifact_of(program, NAME, package)
+
+
+def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
+    """Load a package: natively on a Mac, where Core ML chooses its own threads; elsewhere it is evaluated.
+
+    Raises:
+        NotABundle: there is no package.
+        ChangedBundle: it was changed or cut short since the export.
+        Refused: it has an operator that cannot be evaluated away from a Mac.
+    """
+    _check_seal(artifact.path)
+    with reading(RUNTIME, artifact.path / MANIFEST):
+        if platform.system() == "Darwin":
+            return _Native(artifact)
+        from edgefuse_targets.mil import Evaluation
+
+        return Evaluation(artifact.path, threads)
+
+
+def structure(artifact: Artifact) -> Structure:
+    """Operators and normalizations of all functions together; Core ML partitions a program on the device, not here."""
+    _check_seal(artifact.path)
+    with reading(RUNTIME, artifact.path / MANIFEST):
+        from coremltools.models.utils import load_spec
+
+        from edgefuse_targets.mil_structure import normalizations, operators
+
+        spec = load_spec(str(artifact.path))
+        return Structure(operators=dict(sorted(operators(spec).items())), normalizations=tuple(normalizations(spec)))
+
+
+def digest(package: Path) -> str:
+    """SHA-256 over a canonical listing: the path and the SHA-256 of every file, in the order of the paths."""
+    files = sorted(path for path in package.rglob("*") if path.is_file())
+    lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(package).as_posix()}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class _Native:
+    """Core ML itself, on a Mac."""
+
+    how = "run on this host"
+
+    def __init__(self, artifact: Artifact) -> None:
+        import coremltools
+
+        self._functions = {
+            entry: coremltools.models.MLModel(str(artifact.path), function_name=entry) for entry in artifact.inputs
+        }
+
+    def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """Answer once."""
+        answer: Mapping[str, NDArray[np.float32]] = self._functions[entry].predict(dict(inputs))
+        return answer
+
+
+def _entry_refusals(entry: Entry) -> Iterator[str]:
+    specs = (*entry.inputs, *entry.outputs)
+    for name in (entry.name, *(spec.name for spec in specs)):
+        if not IDENTIFIER.fullmatch(name):
+            yield f"Core ML names are letters, digits and underscores; {name!r} of entry {entry.name!r} is not."
+    for spec in specs:
+        if not 1 <= len(spec.shape) <= MOST_DIMENSIONS:
+            yield (
+                f"A Core ML tensor has 1 to {MOST_DIMENSIONS} dimensions; "
+                f"{spec.name!r} of entry {entry.name!r} has {len(spec.shape)}."
+            )
+
+
+def _convert(program: Program, workshop: Path) -> Path:
+    """Convert each entry, and put them into one package as functions; the package is as Core ML Tools make it."""
+    import coremltools
+
+    functions = coremltools.utils.MultiFunctionDescriptor()
+    for entry in program.entries:
+        single = str(workshop / f"{entry.name}{SUFFIX}")
+        _convert_entry(entry, program.precision).save(single)
+        functions.add_function(single, src_function_name="main", target_function_name=entry.name)
+    functions.default_function_name = program.entries[0].name
+    package = workshop / f"functions{SUFFIX}"
+    coremltools.utils.save_multifunction(functions, str(package))
+    return package
+
+
+def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an MLModel; coremltools ships no types
+    import coremltools
+    import numpy as np
+    import torch
+
+    graph = torch.export.export(entry.graph, entry.example(), strict=False).run_decompositions({})
+    try:
+        return coremltools.convert(
+            graph,
+            convert_to="mlprogram",
+            minimum_deployment_target=coremltools.target.iOS18,
+            compute_precision=getattr(coremltools.precision, {"fp32": "FLOAT32", "fp16": "FLOAT16"}[precision]),
+            inputs=[coremltools.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32) for spec in entry.inputs],
+            outputs=[coremltools.TensorType(name=spec.name, dtype=np.float32) for spec in entry.outputs],
+            skip_model_load=True,
+        )
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they hold a temporary folder, which should go now, not some day
+        raise
+
+
+def _seal(raw: Path, program: Program, sealed: Path) -> Path:
+    """Write the same package again, described, without dates, in a fixed order, with a manifest that is made from it."""
+    from coremltools.models.utils import load_spec
+
+    spec = load_spec(str(raw))
+    _describe(spec.description, program)
+    model = sealed / "Data" / MODEL
+    model.parent.mkdir(parents=True)
+    model.write_bytes(spec.SerializeToString(deterministic=True))
+    for source in sorted((raw / "Data" / WEIGHTS).glob("*")):
+        weights = sealed / "Data" / WEIGHTS / source.name
+        weights.parent.mkdir(exist_ok=True)
+        weights.write_bytes(source.read_bytes())
+    manifest = json.dumps(_manifest(sealed), indent=4, sort_keys=True)  # Core ML Tools write it so again when they read it
+    (sealed / MANIFEST).write_text(f"{manifest}\n", encoding="utf-8")
+    return sealed
+
+
+def _describe(description: Any, program: Program) -> None:  # noqa: ANN401 - a protobuf message
+    lengths = ", ".join(entry.name for entry in program.entries)
+    description.metadata.Clear()
+    description.metadata.author = AUTHOR
+    description.metadata.shortDescription = f"Speech encoder with a CTC head, {program.precision}: {lengths}"
+    description.metadata.userDefined["edgefuse.precision"] = program.precision
+    description.metadata.userDefined["edgefuse.parent"] = program.parent
+    meanings = {(entry.name, spec.name): spec.meaning for entry in program.entries for spec in (*entry.inputs, *entry.outputs)}
+    for function in description.functions:
+        for feature in (*function.input, *function.output):
+            feature.shortDescription = meanings[function.name, feature.name]
+
+
+def _manifest(package: Path) -> dict[str, Any]:
+    """The manifest of a package: Core ML wants an identifier per part, and ours is derived from what the part contains."""
+    paths = {part: package / "Data" / part for part in PARTS}
+    identifiers = {part: _identifier(path) for part, path in paths.items() if path.exists()}  # few constants: no weights
+    return {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            identifier: {"author": "com.apple.CoreML", "description": PARTS[part][1], "name": PARTS[part][0], "path": part}
+            for part, identifier in identifiers.items()
+        },
+        "rootModelIdentifier": identifiers[MODEL],
+    }
+
+
+def _identifier(part: Path) -> str:
+    """A UUID of a file's or a folder's contents."""
+    contents = hashlib.sha256(part.read_bytes()).hexdigest() if part.is_file() else digest(part)
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{part.name} {contents}"))
+
+
+def _check_seal(package: Path) -> None:
+    """Compare the manifest with the contents."""
+    if not (package / MANIFEST).is_file() or not (package / "Data" / MODEL).is_file():
+        raise NotABundle(f"{package} is not a Core ML package.", hint="Export it again.")
+    try:
+        same = json.loads((package / MANIFEST).read_text(encoding="utf-8")) == _manifest(package)
+    except ValueError:
+        same = False
+    if not same:
+        raise ChangedBundle(f"{package} has changed since the export, or is not whole.", hint="Export it again.")

@@ -1,0 +1,167 @@
+"""ExecuTorch with XNNPACK: one .pte with one method per entry; the methods share their weights inside the file.
+
+The whole graph of a folded encoder is one XNNPACK partition. With fp16 the partition computes in half precision, on machines
+without fp16 arithmetic too, slowly; the casts of inputs and outputs stand outside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgefuse.errors import ChangedBundle
+from edgefuse.values import Structure
+from edgefuse_targets.foreign import exporting, quiet, reading
+from edgefuse_targets.programs import artifact_of, lacking, refusals_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import ModuleType
+    from typing import Any
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgefuse.target import Session
+    from edgefuse.values import Artifact, Entry, Precision, Program
+
+SUFFIX = ".pte"
+SUMMARY = "ExecuTorch with XNNPACK, for Android, iOS and Linux: one method per length, in one file"
+
+NAME = "executorch"
+RUNTIME = "ExecuTorch"
+PACKAGES = {"executorch": "executorch==1.5.1", "torchao": "torchao==0.18.0"}
+
+
+def missing() -> Sequence[str]:
+    """ExecuTorch, and torchao, without which it cannot be imported."""
+    return lacking(PACKAGES)
+
+
+def refusals(program: Program) -> Sequence[str]:
+    """Nothing beyond what any target refuses."""
+    return list(refusals_of(program))
+
+
+def export(program: Program, folder: Path, name: str) -> Artifact:
+    """Write `folder/name.pte`.
+
+    Raises:
+        Refused: the program cannot be honoured.
+        ExportFailed: PyTorch or ExecuTorch could not lower an entry.
+    """
+    with exporting(RUNTIME, refusals(program)):
+        content = _lower(program)
+    path = folder / f"{name}{SUFFIX}"
+    path.write_bytes(content)
+    return artifact_of(program, NAME, path)
+
+
+def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
+    """Load every method, and run each once on zeros: XNNPACK packs its weights then.
+
+    Raises:
+        NotABundle: there is no file.
+        ChangedBundle: ExecuTorch cannot load it, or it lacks an entry.
+    """
+    import numpy as np
+
+    with reading(RUNTIME, artifact.path):
+        session = _Session(artifact, threads)
+        for entry, specs in artifact.inputs.items():
+            session.run(entry, {spec.name: np.zeros(spec.shape, np.float32) for spec in specs})
+    return session
+
+
+def structure(artifact: Artifact) -> Structure:
+    """Operators inside and outside the delegates, of all methods together; delegates of the method that has most of them."""
+    with reading(RUNTIME, artifact.path):
+        from edgefuse_targets.pte import Method, methods
+
+        read: Sequence[Method] = methods(artifact.path.read_bytes())
+        outside = Counter(operator.name for method in read for operator in method.outside)
+        inside = Counter(operator.name for method in read for graph in method.delegates for operator in graph.operators)
+        return Structure(
+            operators=dict(sorted((inside + outside).items())),
+            normalizations=tuple(words for method in read for words in method.normalizations()),
+            partitions=max(len(method.delegates) for method in read),
+            outside=dict(sorted(outside.items())),
+        )
+
+
+def _lower(program: Program) -> bytes:
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.utils.configs import get_transform_passes
+    from executorch.exir import to_edge_transform_and_lower
+
+    graphs = {
+        entry.name: torch.export.export(_graph(entry, program.precision), entry.example(), strict=False)
+        for entry in program.entries
+    }
+    edge = to_edge_transform_and_lower(graphs, partitioner=[XnnpackPartitioner()], transform_passes=get_transform_passes())
+    return bytes(edge.to_executorch().buffer)
+
+
+def _graph(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an nn.Module; torch is imported at the moment of use
+    from edgefuse_targets.half import HalfPrecision
+
+    return entry.graph if precision == "fp32" else HalfPrecision(entry.graph)
+
+
+@dataclass(slots=True)
+class _Pool:
+    """ExecuTorch's one pool of threads.
+
+    A loaded method keeps a pointer into the pool with which it was loaded, so that after a change of the pool every method
+    must be loaded again before it runs.
+    """
+
+    threads: int = 0
+    generation: int = 0
+
+    def resize(self, threads: int, runtime: ModuleType) -> None:
+        if self.threads != threads:
+            with quiet():
+                runtime._unsafe_reset_threadpool(threads)  # noqa: SLF001 - there is no other way to set it
+            self.threads, self.generation = threads, self.generation + 1
+
+
+_POOL = _Pool()
+
+
+class _Session:
+    """A loaded .pte."""
+
+    how = "run on this host"
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        self._artifact, self._threads = artifact, threads
+        self._generation = -1
+        self._load()
+
+    def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """Answer once."""
+        import numpy as np
+        import torch
+
+        if _POOL.threads != self._threads or self._generation != _POOL.generation:
+            self._load()
+        arrays = (np.array(inputs[spec.name], np.float32, order="C") for spec in self._artifact.inputs[entry])
+        answers = self._module.run_method(entry, [torch.from_numpy(array) for array in arrays])
+        return {spec.name: answer.numpy() for spec, answer in zip(self._artifact.outputs[entry], answers, strict=True)}
+
+    def _load(self) -> None:
+        with quiet():
+            from executorch.extension.pybindings import portable_lib
+
+            _POOL.resize(self._threads, portable_lib)
+            self._module: Any = portable_lib._load_for_executorch(  # noqa: SLF001 - ExecuTorch's own examples call it
+                str(self._artifact.path), program_verification=portable_lib.Verification.InternalConsistency
+            )
+            absent = set(self._artifact.inputs) - set(self._module.method_names())
+        if absent:
+            raise ChangedBundle(f"{self._artifact.path} lacks the entries {', '.join(sorted(absent))}.", hint="Export it again.")
+        self._generation = _POOL.generation

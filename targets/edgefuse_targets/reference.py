@@ -1,0 +1,110 @@
+"""The reference: PyTorch itself runs the exported graph; no runtime, no package beyond those of edgefuse.
+
+A safetensors file holds the constants, each once, and in its header the operators of every entry as JSON. Nothing in it is
+code: an operator is a name in PyTorch's own `aten` namespace, an argument a number, a type, a list or another operator's result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from edgefuse.errors import ChangedBundle
+from edgefuse.values import Structure
+from edgefuse_targets.foreign import exporting, reading
+from edgefuse_targets.programs import artifact_of, refusals_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgefuse.target import Session
+    from edgefuse.values import Artifact, Program
+    from edgefuse_targets.aten import Graph
+
+SUFFIX = ".safetensors"
+SUMMARY = "PyTorch itself, for tests and for comparison: the exported graph as a list of operators"
+
+NAME = "reference"
+RUNTIME = "PyTorch"
+
+
+def missing() -> Sequence[str]:
+    """Nothing: what it needs, edgefuse needs."""
+    return []
+
+
+def refusals(program: Program) -> Sequence[str]:
+    """Nothing beyond what any target refuses."""
+    return list(refusals_of(program))
+
+
+def export(program: Program, folder: Path, name: str) -> Artifact:
+    """Write `folder/name.safetensors`.
+
+    Raises:
+        Refused: the program cannot be honoured.
+        ExportFailed: PyTorch could not export an entry, or an operator's arguments cannot be written as JSON.
+    """
+    with exporting(RUNTIME, refusals(program)):
+        from edgefuse_targets.aten import written
+
+        content = written(program)
+    path = folder / f"{name}{SUFFIX}"
+    path.write_bytes(content)
+    return artifact_of(program, NAME, path)
+
+
+def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
+    """Read it.
+
+    Raises:
+        NotABundle: there is no file.
+        ChangedBundle: it is damaged, or lacks an entry.
+    """
+    return _Session(artifact, _graphs(artifact), threads)
+
+
+def structure(artifact: Artifact) -> Structure:
+    """Operators of all entries together; nothing delegates."""
+    read = _graphs(artifact)
+    return Structure(
+        operators=dict(sorted(Counter(operator for graph in read.values() for operator in graph.operators()).items())),
+        normalizations=tuple(words for graph in read.values() for words in graph.normalizations()),
+    )
+
+
+def _graphs(artifact: Artifact) -> Mapping[str, Graph]:
+    with reading(RUNTIME, artifact.path):
+        from edgefuse_targets.aten import graphs
+
+        read = graphs(artifact.path.read_bytes())
+    if absent := set(artifact.inputs) - set(read):
+        raise ChangedBundle(f"{artifact.path} lacks the entries {', '.join(sorted(absent))}.", hint="Export it again.")
+    return read
+
+
+class _Session:
+    """The graphs, and how many threads they may use."""
+
+    how = "run on this host"
+
+    def __init__(self, artifact: Artifact, graphs: Mapping[str, Graph], threads: int) -> None:
+        self._artifact, self._graphs, self._threads = artifact, graphs, threads
+
+    def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """Answer once."""
+        import numpy as np
+        import torch
+
+        arguments = [torch.from_numpy(np.array(inputs[spec.name], np.float32)) for spec in self._artifact.inputs[entry]]
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            answers = self._graphs[entry].run(arguments)
+        finally:
+            torch.set_num_threads(before)
+        return {spec.name: answer.numpy() for spec, answer in zip(self._artifact.outputs[entry], answers, strict=True)}

@@ -1,0 +1,146 @@
+"""LiteRT, the runtime of TFLite: one .tflite with one signature per entry; LiteRT's converter lets them share their weights.
+
+Inputs and outputs of a signature have the names of the entry's specs. With fp16 the weights of linears and convolutions are
+stored in half precision; on a CPU the arithmetic stays in float32 unless the application asks XNNPACK for fp16.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from edgefuse.errors import ChangedBundle
+from edgefuse.values import Structure
+from edgefuse_targets.foreign import exporting, quiet, reading
+from edgefuse_targets.programs import artifact_of, lacking, refusals_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgefuse.target import Session
+    from edgefuse.values import Artifact, Program
+
+SUFFIX = ".tflite"
+SUMMARY = "LiteRT (TFLite) with XNNPACK, for Android, iOS, Linux and browsers: one signature per length, in one file"
+
+NAME = "tflite"
+RUNTIME = "LiteRT"
+PACKAGES = {
+    "litert_torch": "litert-torch==0.10.0",
+    "ai_edge_litert": "ai-edge-litert==2.3.0",
+    "ai_edge_quantizer": "ai-edge-quantizer==0.10.0",
+}
+
+
+def missing() -> Sequence[str]:
+    """The converter, the runtime and the quantizer, which stores the weights of fp16."""
+    return lacking(PACKAGES)
+
+
+def refusals(program: Program) -> Sequence[str]:
+    """Nothing beyond what any target refuses."""
+    return list(refusals_of(program))
+
+
+def export(program: Program, folder: Path, name: str) -> Artifact:
+    """Write `folder/name.tflite`.
+
+    Raises:
+        Refused: the program cannot be honoured.
+        ExportFailed: PyTorch or LiteRT's converter could not convert an entry.
+    """
+    with exporting(RUNTIME, refusals(program)):
+        content = _convert(program)
+        if program.precision == "fp16":
+            content = _weights_to_half(content)
+    path = folder / f"{name}{SUFFIX}"
+    path.write_bytes(content)
+    return artifact_of(program, NAME, path)
+
+
+def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
+    """Load it, and run each signature once on zeros: XNNPACK packs its weights then.
+
+    Raises:
+        NotABundle: there is no file.
+        ChangedBundle: LiteRT cannot load it, or it lacks an entry.
+    """
+    import numpy as np
+
+    with reading(RUNTIME, artifact.path):
+        session = _Session(artifact, threads)
+        for entry, specs in artifact.inputs.items():
+            session.run(entry, {spec.name: np.zeros(spec.shape, np.float32) for spec in specs})
+    return session
+
+
+def structure(artifact: Artifact) -> Structure:
+    """Operators of all signatures together, and those that XNNPACK leaves; partitions of the signature that has most of them."""
+    with reading(RUNTIME, artifact.path):
+        from edgefuse_targets.flatbuffer import delegation, graphs
+
+        content = artifact.path.read_bytes()
+        read = graphs(content)
+        taken = [delegation(content, number) for number in range(len(read))]
+        return Structure(
+            operators=dict(sorted(Counter(operator.name for graph in read for operator in graph.operators).items())),
+            normalizations=tuple(words for graph in read for words in graph.normalizations()),
+            partitions=max(partitions for partitions, _ in taken),
+            outside=dict(sorted(sum((outside for _, outside in taken), Counter()).items())),
+        )
+
+
+def _convert(program: Program) -> bytes:
+    import litert_torch
+
+    from edgefuse_targets.named import Named
+
+    converter = litert_torch
+    for entry in program.entries:
+        example = dict(zip((spec.name for spec in entry.inputs), entry.example(), strict=True))
+        converter = converter.signature(entry.name, Named(entry), sample_kwargs=example)
+    return bytes(converter.convert().model_content())
+
+
+def _weights_to_half(content: bytes) -> bytes:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+    caster = quantizer.Quantizer(bytearray(content))
+    caster.update_quantization_recipe(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        algorithm_key="float_casting",
+        op_config=qtyping.OpQuantizationConfig(
+            weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+        ),
+    )
+    return bytes(caster.quantize().quantized_model)
+
+
+class _Session:
+    """A loaded .tflite."""
+
+    how = "run on this host"
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        with quiet():
+            from ai_edge_litert.interpreter import Interpreter
+
+            interpreter = Interpreter(
+                model_path=str(artifact.path), num_threads=threads, experimental_default_delegate_latest_features=True
+            )
+            absent = set(artifact.inputs) - set(interpreter.get_signature_list())
+            if absent:
+                raise ChangedBundle(f"{artifact.path} lacks the entries {', '.join(sorted(absent))}.", hint="Export it again.")
+            self._signatures: Mapping[str, Any] = {entry: interpreter.get_signature_runner(entry) for entry in artifact.inputs}
+
+    def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """Answer once."""
+        answer: Mapping[str, NDArray[np.float32]] = self._signatures[entry](**inputs)
+        return answer

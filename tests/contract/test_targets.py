@@ -1,0 +1,300 @@
+"""What every target on the shelf promises; one suite, run against all of them."""
+
+import dataclasses
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgefuse import target as targets
+from edgefuse.checkpoint import encoder_of
+from edgefuse.errors import EdgefuseError, ExportFailed, Refused
+from edgefuse.fold import fold
+from edgefuse.lower import DeploymentGraph, lower
+from edgefuse.target import Session, Target
+from edgefuse.values import Artifact, Entry, FoldedModel, Program, TensorSpec
+from tests.conftest import a_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SHORT, LONG = "offline_640ms", "offline_1280ms"
+WIDE = {"layers": 1, "feed_forward": 2048}  # so wide that the weights outweigh what a file says about its graph
+SHAPES = {"features": (1, 64, 80), "length": (1,), "logits": (1, 16, 29)}
+LEAST_DB = {"fp32": 90.0, "fp16": 40.0}
+
+
+@pytest.fixture(scope="module", params=sorted(targets.shelf()))
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of a target whose packages are there."""
+    lacking = targets.shelf()[request.param].load().missing()
+    if lacking:
+        pytest.skip(f"{request.param} needs {', '.join(lacking)}")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def target(name: str) -> Target:
+    return targets.find(name)
+
+
+@functools.cache
+def folded() -> FoldedModel:
+    return fold(a_checkpoint(**WIDE))
+
+
+@functools.cache
+def float64(frames: int) -> nn.Module:
+    """The deployment graph as it should answer."""
+    return DeploymentGraph(encoder_of(folded().checkpoint, torch.float64), frames).double().eval()
+
+
+def a_program(precision: str = "fp32") -> Program:
+    return lower(folded(), (0.64, 1.28), precision)
+
+
+def an_entry(graph: nn.Module, entry: str = SHORT) -> Entry:
+    features, length, logits = (TensorSpec(spec, shape, "float32", "a test") for spec, shape in SHAPES.items())
+    return Entry(entry, graph.eval(), (features, length), (logits,))
+
+
+def of(*entries: Entry) -> Program:
+    return Program(entries, "fp32", parent="0" * 64)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return a_program()
+
+
+@pytest.fixture(scope="module")
+def artifact(target: Target, program: Program, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Two entries at fp32."""
+    return target.export(program, tmp_path_factory.mktemp("artifact"), "model")
+
+
+@pytest.fixture(scope="module")
+def session(target: Target, artifact: Artifact) -> Session:
+    return target.open(artifact)
+
+
+@pytest.fixture(autouse=True)
+def printed_nothing(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """No test may let a runtime's chatter through to the terminal."""
+    yield
+    assert capfd.readouterr() == ("", "")
+
+
+def speech(entry: Entry, frames: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Features of `frames` valid encoder frames, and something loud behind them."""
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(entry.inputs[0].shape, generator=g)
+    features[:, 4 * frames :] = 1e3
+    return {"features": features.numpy(), "length": np.array([frames], np.float32)}
+
+
+def snr_db(entry: Entry, session: Session, frames: int) -> float:
+    """The valid frames of an answer against the float64 graph's."""
+    inputs = speech(entry, frames)
+    graph = float64(entry.outputs[0].shape[1])
+    answer = graph(*(torch.from_numpy(inputs[spec.name]).double() for spec in entry.inputs))
+    wanted = answer[:, :frames].detach().numpy()
+    error = session.run(entry.name, inputs)["logits"][:, :frames] - wanted
+    return float(10 * np.log10(np.square(wanted).sum() / np.square(error).sum()))
+
+
+def test_asking_what_is_missing_imports_no_runtime(name: str) -> None:
+    module = targets.shelf()[name].module
+    heavy = ("torch", "executorch", "litert_torch", "ai_edge_litert", "coremltools")
+    script = f"import sys, {module} as t; t.missing(); print([h for h in {heavy} if h in sys.modules])"
+    assert in_another_process("-c", script) == "[]\n"
+
+
+def test_a_target_says_what_it_is_in_one_line(target: Target) -> None:
+    assert target.SUFFIX.startswith(".")
+    assert target.SUMMARY
+    assert "\n" not in target.SUMMARY
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_folded_encoder_is_not_refused(target: Target, program: Program, precision: str) -> None:
+    assert list(target.refusals(dataclasses.replace(program, precision=precision))) == []
+
+
+def test_the_artifact_is_where_it_was_wanted_and_knows_its_specs(
+    name: str, target: Target, artifact: Artifact, program: Program
+) -> None:
+    assert artifact.path.name == f"model{target.SUFFIX}"
+    assert [path.name for path in artifact.path.parent.iterdir()] == [artifact.path.name]
+    assert (artifact.target, artifact.precision, artifact.parent) == (name, "fp32", program.parent)
+    assert artifact.inputs == {entry.name: entry.inputs for entry in program.entries}
+    assert artifact.outputs == {entry.name: entry.outputs for entry in program.entries}
+
+
+@pytest.mark.parametrize("frames", [16, 11, 1])
+def test_an_entry_answers_as_the_float64_graph_does_whatever_lies_behind_the_utterance(
+    session: Session, program: Program, frames: int
+) -> None:
+    for entry in program.entries:
+        assert snr_db(entry, session, frames) >= LEAST_DB["fp32"]
+
+
+def test_an_answer_has_the_shape_and_the_type_of_its_spec(session: Session, program: Program) -> None:
+    for entry in program.entries:
+        answer = session.run(entry.name, speech(entry, 16))
+        assert {spec: (array.shape, array.dtype) for spec, array in answer.items()} == {
+            spec.name: (spec.shape, np.float32) for spec in entry.outputs
+        }
+
+
+def test_an_answer_stays_when_the_next_one_comes(session: Session, program: Program) -> None:
+    entry = program.entries[0]
+    first = session.run(entry.name, speech(entry, 16))["logits"]
+    kept = first.copy()
+    session.run(entry.name, speech(entry, 16, seed=1))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_same_question_gets_the_same_answer(session: Session, program: Program) -> None:
+    entry = program.entries[0]
+    answers = [session.run(entry.name, speech(entry, 16))["logits"] for _ in range(2)]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_how_an_array_lies_in_memory_does_not_matter(session: Session, program: Program) -> None:
+    entry = program.entries[0]
+    inputs = speech(entry, 16)
+    features = np.asfortranarray(inputs["features"])
+    assert not features.flags.c_contiguous
+    answers = [session.run(entry.name, {**inputs, "features": array})["logits"] for array in (inputs["features"], features)]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_sessions_of_one_and_of_two_threads_take_turns(target: Target, artifact: Artifact, program: Program) -> None:
+    entry = program.entries[1]
+    sessions = [target.open(artifact, threads=threads) for threads in (1, 2)]
+    answers = [session.run(entry.name, speech(entry, 30))["logits"] for _ in range(3) for session in sessions]
+    for answer in answers:
+        np.testing.assert_allclose(answer, answers[0], rtol=1e-4, atol=1e-4)
+
+
+def test_fp16_is_within_its_bar_and_smaller(target: Target, artifact: Artifact, program: Program, tmp_path: Path) -> None:
+    half = target.export(a_program("fp16"), tmp_path, "half")
+    session = target.open(half)
+    assert min(snr_db(entry, session, 13) for entry in program.entries) >= LEAST_DB["fp16"]
+    assert size(half.path) < 0.7 * size(artifact.path)
+    assert_one_partition(target, half, beside=("_to_dim_order_copy",))
+
+
+def test_entries_share_their_weights(artifact: Artifact, program: Program) -> None:
+    weights = sum(parameter.nbytes for parameter in program.entries[0].graph.parameters())
+    assert weights < size(artifact.path) < 1.5 * weights
+
+
+def test_the_same_program_gives_the_same_bytes_in_another_process(name: str, artifact: Artifact, tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib; from edgefuse.target import find; from tests.contract.test_targets import a_program; "
+        f"find({name!r}).export(a_program(), pathlib.Path(sys.argv[1]), 'model')"
+    )
+    assert in_another_process("-W", "ignore", "-c", script, str(tmp_path)) == ""
+    assert contents(tmp_path / artifact.path.name) == contents(artifact.path)
+
+
+def test_a_folded_encoder_has_no_norm_and_is_one_partition_where_the_runtime_delegates(
+    target: Target, artifact: Artifact
+) -> None:
+    structure = target.structure(artifact)
+    assert structure.normalizations == ()
+    assert sum(structure.operators.values()) > 20
+    assert_one_partition(target, artifact)
+
+
+def test_the_norms_of_encoders_as_trained_are_found(target: Target, tmp_path: Path) -> None:
+    kinds = ("batch", "layer")
+    encoders = {norm: encoder_of(a_checkpoint(norm, layers=1, norm_residual="block")) for norm in kinds}
+    program = of(*(an_entry(DeploymentGraph(encoder, 16), norm) for norm, encoder in encoders.items()))
+    found = target.structure(target.export(program, tmp_path, "norms")).normalizations
+    for norm in kinds:
+        assert [words for words in found if norm in words.split(":")[0].split(",")[0]], found
+
+
+DAMAGES = {
+    "truncated": lambda content: content[:-100],
+    "halved": lambda content: content[: len(content) // 2],
+    "empty": lambda _: b"",
+    "text": lambda _: b"no artifact",
+    "zeros in front": lambda content: bytes(64) + content[64:],
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "gone"])
+def test_a_damaged_artifact_is_an_error_in_words(target: Target, artifact: Artifact, damage: str, tmp_path: Path) -> None:
+    broken = dataclasses.replace(artifact, path=tmp_path / artifact.path.name)
+    (shutil.copytree if artifact.path.is_dir() else shutil.copyfile)(artifact.path, broken.path)
+    path = max(broken.path.rglob("*"), key=lambda each: each.stat().st_size) if broken.path.is_dir() else broken.path
+    content = path.read_bytes()
+    path.unlink()
+    if damage in DAMAGES:
+        path.write_bytes(DAMAGES[damage](content))
+    for reader in (target.open, target.structure):
+        with pytest.raises(EdgefuseError) as told:
+            reader(broken)
+        assert str(broken.path) in told.value.sentence
+
+
+class Stubborn(nn.Module):
+    """A graph that depends on its data: PyTorch cannot export it."""
+
+    def forward(self, features: Tensor, length: Tensor) -> Tensor:
+        return features[:, :16, :29] if features.sum() > length.sum() else -features[:, :16, :29]
+
+
+def test_what_cannot_be_exported_is_a_failed_export_and_leaves_nothing(target: Target, tmp_path: Path) -> None:
+    with pytest.raises(ExportFailed):
+        target.export(of(an_entry(Stubborn())), tmp_path, "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"precision": "int3"}, {"entries": "twice"}], ids=["a precision", "an entry twice"])
+def test_what_cannot_be_honoured_is_refused_in_sentences(
+    target: Target, program: Program, changes: dict[str, object], tmp_path: Path
+) -> None:
+    if "entries" in changes:
+        changes = {"entries": program.entries[:1] * 2}
+    refused = dataclasses.replace(program, **changes)
+    sentences = target.refusals(refused)
+    assert sentences
+    assert all(sentence.endswith(".") for sentence in sentences)
+    with pytest.raises(Refused):
+        target.export(refused, tmp_path, "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def assert_one_partition(target: Target, artifact: Artifact, beside: tuple[str, ...] = ()) -> None:
+    structure = target.structure(artifact)
+    if structure.partitions is not None:
+        assert structure.partitions == 1
+        assert [operator for operator in structure.outside if not any(known in operator for known in beside)] == []
+
+
+def size(path: Path) -> int:
+    return sum(len(content) for content in contents(path).values())
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    return {each.relative_to(path).as_posix(): each.read_bytes() for each in files}
+
+
+def in_another_process(*arguments: str) -> str:
+    """What Python prints, with this process's path and another seed of its hashes."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
