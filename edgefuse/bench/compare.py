@@ -1,0 +1,102 @@
+"""FusionFormer against what it replaces: folded, not folded, and the LayerNorm Conformer, on each runtime.
+
+All are built by the same lowering with the same layouts and sizes, and the Conformer's constant factors are folded as well, so
+that the ratios are those of the norms and activations.
+Weights are random: latency does not depend on them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edgefuse import checkpoint as checkpoints
+from edgefuse import target as targets
+from edgefuse.bench.contender import contender
+from edgefuse.bench.routine import Routine, Samples, interleave
+from edgefuse.fold import fold
+from edgefuse.lower import program_of
+from edgefuse.model import Encoder, preset
+from edgefuse.target import Target
+from edgefuse.values import Checkpoint, Program
+
+VOCABULARY = 29
+LAYER_NORM, UNFOLDED, FOLDED = "LN", "unfolded", "folded"
+Tell = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A ratio of latencies and the bar that it is held against.
+
+    Attributes:
+        target: the runtime.
+        name: the faster one.
+        to: the one that it is divided by.
+        bar: the ratio must not be above it.
+    """
+
+    target: str
+    name: str
+    to: str
+    bar: float
+
+
+ROWS = (
+    Row("executorch", FOLDED, LAYER_NORM, 0.92),
+    Row("executorch", FOLDED, UNFOLDED, 0.95),
+    Row("tflite", FOLDED, LAYER_NORM, 0.96),
+)  # `small`, offline 5.12 s, fp32, one thread
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What was measured on one target."""
+
+    target: str
+    samples: Samples
+
+
+def compare(size: str, seconds: float, names: Sequence[str], routine: Routine, threads: int, tell: Tell) -> list[Comparison]:
+    """Export the contenders of a preset to each target and time them interleaved.
+
+    Raises:
+        UsageError: a target that cannot be timed here.
+        MissingPackage: a target that is not installed.
+    """
+    shelf = {name: targets.find(name) for name in names}
+    programs = {kind: program_of(checkpoint, [seconds], "fp32") for kind, checkpoint in _checkpoints(size).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            Comparison(name, _measure(name, target, programs, Path(folder), routine, threads, tell))
+            for name, target in shelf.items()
+        ]
+
+
+def _checkpoints(size: str) -> dict[str, Checkpoint]:
+    layer_norm, unfolded = (_random(size, norm) for norm in ("layer", "batch"))
+    return {LAYER_NORM: fold(layer_norm).checkpoint, UNFOLDED: unfolded, FOLDED: fold(unfolded).checkpoint}
+
+
+def _random(size: str, norm: str) -> Checkpoint:
+    torch.manual_seed(0)
+    config = preset(size, norm="batch" if norm == "batch" else "layer", vocabulary_size=VOCABULARY)
+    tokens = ["<blk>", *(f"<{i}>" for i in range(1, VOCABULARY))]
+    return checkpoints.of_encoder(Encoder(config), torch.zeros(config.mel_bins), torch.ones(config.mel_bins), tokens)
+
+
+def _measure(
+    name: str, target: Target, programs: Mapping[str, Program], folder: Path, routine: Routine, threads: int, tell: Tell
+) -> Samples:
+    loaded = {}
+    for kind, program in programs.items():
+        with tell(f"Exporting {kind} for {name}"):
+            artifact = target.export(program, folder, f"{name}-{kind}")
+            loaded[kind] = contender(target.open(artifact, threads), artifact)
+    with tell(f"Timing {', '.join(loaded)} on {name} in turns"):
+        return interleave(loaded, routine)

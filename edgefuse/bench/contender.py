@@ -1,0 +1,47 @@
+"""An artifact that is ready to be timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgefuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from edgefuse.target import Session
+    from edgefuse.values import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way into a loaded artifact, and what goes in."""
+
+    session: Session
+    entry: str
+    inputs: Mapping[str, NDArray[np.float32]]
+
+    def __call__(self) -> object:
+        """Answer once."""
+        return self.session.run(self.entry, self.inputs)
+
+
+def contender(session: Session, artifact: Artifact) -> Contender:
+    """The shortest entry, filled to its end with noise of the range of normalized features.
+
+    Raises:
+        UsageError: the artifact is evaluated here, not run.
+    """
+    if session.how == "evaluated":
+        raise UsageError(
+            f"{artifact.target} is evaluated here, not run: it has no latency.", hint="Time it on a device that has its runtime."
+        )
+    entry, (features, length) = next(iter(artifact.inputs.items()))
+    frames = artifact.outputs[entry][0].shape[1]
+    noise = np.random.default_rng(0).standard_normal(features.shape).astype(np.float32)
+    return Contender(session, entry, {features.name: noise, length.name: np.full(length.shape, frames, np.float32)})

@@ -1,0 +1,273 @@
+"""The nouns of verification and of the bundle, and `edgefuse.json`, which is how they are written down.
+
+Everything in `edgefuse.json` is what an application needs to run an artifact (entries, names, shapes, units, the frontend,
+the tokens) and what a reader needs to trust it (lineage, plan, findings, verdicts, tool versions, checksums).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgefuse.frontend.log_mel import FrontendSpec
+from edgefuse.model.config import EncoderConfig
+from edgefuse.values import PRECISIONS, Artifact, Check, Precision, Refusal, Structure, TensorSpec, Verdict
+from edgefuse.verify.wer import WordErrors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """What turns samples into the input of an artifact: features = (log_mel(samples) - mean) * istd, per mel bin.
+
+    Attributes:
+        spec: the log-mel transform.
+        mean: (mel_bins,) float32 values.
+        istd: (mel_bins,) float32 values, inverse standard deviations.
+    """
+
+    spec: FrontendSpec
+    mean: tuple[float, ...]
+    istd: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """An utterance and the right answer.
+
+    Attributes:
+        identity: of the utterance in the test set, or "full_5120ms" for speech that fills an entry to its last frame.
+        text: what is said, "" where several utterances were joined.
+        features: (T, mel_bins) float32, normalized.
+        logits: (T // 4, vocabulary_size) float64, of the folded model, without any padding.
+    """
+
+    identity: str
+    text: str
+    features: NDArray[np.float32]
+    logits: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the model said of the test set before it became an artifact.
+
+    Attributes:
+        speech: digest of the test set.
+        utterances: how many of it fit into the longest entry.
+        errors: of the checkpoint in PyTorch, float32.
+        alignments: per utterance the best token of each frame, of the folded model in float64.
+        goldens: utterances with every logit.
+    """
+
+    speech: str
+    utterances: int
+    errors: WordErrors
+    alignments: Mapping[str, tuple[int, ...]]
+    goldens: tuple[Golden, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was measured on one artifact; whether that is enough is the gate's to say.
+
+    Attributes:
+        structure: read from the artifact.
+        snr_db: the worst golden vector's, through every entry that holds it; padding is zeros.
+        padded_snr_db: the same, padding is loud noise.
+        agreeing_frames: frames of the test set whose best token is the reference's.
+        frames: all of them.
+        errors: word errors of the artifact on the test set.
+    """
+
+    structure: Structure
+    snr_db: float
+    padded_snr_db: float
+    agreeing_frames: int
+    frames: int
+    errors: WordErrors
+
+    @property
+    def agreement_percent(self) -> float:
+        """How many frames of a hundred have the reference's best token."""
+        return 100.0 * self.agreeing_frames / self.frames if self.frames else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One artifact of a bundle, what was found in it, and what the gate says of it."""
+
+    artifact: Artifact
+    size_bytes: int
+    digest: str
+    findings: Findings
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A folder that an application can be built from.
+
+    Attributes:
+        folder: where it is.
+        config: of the folded model.
+        tokens: the vocabulary, index is id, 0 is the blank.
+        checkpoint: digest of the checkpoint.
+        folded: digest of the folded model.
+        precision: of every artifact in it.
+        frontend: from samples to features.
+        folds: how many sites were folded.
+        refusals: the sites that were not, and why.
+        fold_error: relative, end to end, in float64.
+        reference: what the model said of the test set.
+        exports: the artifacts.
+        tools: versions of what made it.
+    """
+
+    folder: Path
+    config: EncoderConfig
+    tokens: tuple[str, ...]
+    checkpoint: str
+    folded: str
+    precision: Precision
+    frontend: Frontend
+    folds: int
+    refusals: tuple[Refusal, ...]
+    fold_error: float
+    reference: Reference
+    exports: tuple[Export, ...]
+    tools: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every artifact passed."""
+        return all(export.verdict.passed for export in self.exports)
+
+
+def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What stands in `edgefuse.json`, its own digest apart; `files` maps relative paths to size and sha256."""
+    reference = bundle.reference
+    return {
+        "schema": SCHEMA,
+        "model": {"name": bundle.config.name, "config": bundle.config.to_json(), "tokens": "tokens.txt"},
+        "lineage": {
+            "checkpoint": bundle.checkpoint,
+            "folded": bundle.folded,
+            "artifacts": {export.artifact.target: export.digest for export in bundle.exports},
+        },
+        "precision": bundle.precision,
+        "frontend": {
+            "formula": "features = (log_mel(samples) - mean) * istd",
+            **dataclasses.asdict(bundle.frontend.spec),
+            "mean": bundle.frontend.mean,
+            "istd": bundle.frontend.istd,
+        },
+        "plan": {
+            "folded_sites": bundle.folds,
+            "refusals": [dataclasses.asdict(refusal) for refusal in bundle.refusals],
+            "relative_error_float64": bundle.fold_error,
+        },
+        "reference": {
+            "speech": reference.speech,
+            "utterances": reference.utterances,
+            "errors": dataclasses.asdict(reference.errors),
+            "golden": "golden",
+        },
+        "artifacts": [_export_to_json(bundle.folder, export) for export in bundle.exports],
+        "tools": dict(sorted(bundle.tools.items())),
+        "files": dict(sorted(files.items())),
+    }
+
+
+def from_json(folder: Path, fields: Mapping[str, Any], tokens: tuple[str, ...], reference: Reference) -> Bundle:
+    """Read what `to_json` wrote; a KeyError, TypeError or ValueError means that it did not."""
+    frontend = {f.name: fields["frontend"][f.name] for f in dataclasses.fields(FrontendSpec)}
+    return Bundle(
+        folder=folder,
+        config=EncoderConfig.from_json(fields["model"]["config"]),
+        tokens=tokens,
+        checkpoint=fields["lineage"]["checkpoint"],
+        folded=fields["lineage"]["folded"],
+        precision=_precision(fields["precision"]),
+        frontend=Frontend(FrontendSpec(**frontend), tuple(fields["frontend"]["mean"]), tuple(fields["frontend"]["istd"])),
+        folds=fields["plan"]["folded_sites"],
+        refusals=tuple(Refusal(**refusal) for refusal in fields["plan"]["refusals"]),
+        fold_error=fields["plan"]["relative_error_float64"],
+        reference=reference,
+        exports=tuple(_export_from_json(folder, fields, export) for export in fields["artifacts"]),
+        tools=fields["tools"],
+    )
+
+
+def _export_to_json(folder: Path, export: Export) -> dict[str, Any]:
+    artifact, findings = export.artifact, export.findings
+    return {
+        "target": artifact.target,
+        "path": artifact.path.relative_to(folder).as_posix(),
+        "size_bytes": export.size_bytes,
+        "digest": export.digest,
+        "entries": {
+            name: {
+                "inputs": [dataclasses.asdict(spec) for spec in artifact.inputs[name]],
+                "outputs": [dataclasses.asdict(spec) for spec in artifact.outputs[name]],
+            }
+            for name in artifact.inputs
+        },
+        "findings": findings_to_json(findings),
+        "verdict": verdict_to_json(export.verdict),
+    }
+
+
+def findings_to_json(findings: Findings) -> dict[str, Any]:
+    """Every number that was measured."""
+    return {
+        "structure": {
+            "operators": dict(sorted(findings.structure.operators.items())),
+            "normalizations": list(findings.structure.normalizations),
+            "partitions": findings.structure.partitions,
+            "outside": dict(sorted(findings.structure.outside.items())),
+        },
+        "snr_db": findings.snr_db,
+        "padded_snr_db": findings.padded_snr_db,
+        "agreeing_frames": findings.agreeing_frames,
+        "frames": findings.frames,
+        "errors": dataclasses.asdict(findings.errors),
+    }
+
+
+def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
+    """What the gate said."""
+    return {"passed": verdict.passed, "how": verdict.how, "checks": [dataclasses.asdict(check) for check in verdict.checks]}
+
+
+def _export_from_json(folder: Path, bundle: Mapping[str, Any], fields: Mapping[str, Any]) -> Export:
+    target, findings = fields["target"], fields["findings"]
+    artifact = Artifact(
+        target=target,
+        path=folder / fields["path"],
+        precision=_precision(bundle["precision"]),
+        inputs={name: _specs(entry["inputs"]) for name, entry in fields["entries"].items()},
+        outputs={name: _specs(entry["outputs"]) for name, entry in fields["entries"].items()},
+        parent=bundle["lineage"]["folded"],
+    )
+    structure = Structure(**{**findings["structure"], "normalizations": tuple(findings["structure"]["normalizations"])})
+    measured = Findings(**{**findings, "structure": structure, "errors": WordErrors(**findings["errors"])})
+    checks = tuple(Check(**check) for check in fields["verdict"]["checks"])
+    verdict = Verdict(target, fields["verdict"]["how"], checks, parent=fields["digest"])
+    return Export(artifact, fields["size_bytes"], fields["digest"], measured, verdict)
+
+
+def _specs(specs: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in specs)
+
+
+def _precision(name: str) -> Precision:
+    return PRECISIONS[PRECISIONS.index(name)]  # a ValueError for any other word

@@ -1,0 +1,340 @@
+"""The commands: each parses, calls one function, prints one thing. One place catches what was foreseen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from edgefuse import __version__
+from edgefuse.atomic import FORBIDDEN, FULL
+from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, NotWritable, UsageError
+from edgefuse.values import PRECISIONS
+
+if TYPE_CHECKING:
+    from edgefuse.values import Precision
+
+INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
+REFERENCE = "reference"  # the target without a runtime: for tests, not one of --all
+MOST_CHARACTERS = 600  # of an error's sentence; a broken file can make it endless
+
+PATH = click.Path(path_type=Path)
+Command = Callable[..., None]
+
+
+def json_option(command: Command) -> Command:
+    """`--json`, on every command that prints a table."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
+
+
+def _be_verbose(_context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from edgefuse.report.terminal import show_foreign_words
+
+        show_foreign_words()
+
+
+def verbose_option(command: Command) -> Command:
+    """`-v`, on every command that runs foreign libraries."""
+    told = "Show what foreign libraries print."
+    return click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_be_verbose, help=told)(command)
+
+
+def output_options(command: Command) -> Command:
+    """`-o` and `--overwrite`, on every command that writes a folder."""
+    command = click.option("--overwrite", is_flag=True, help="Replace the folder, once the new one is whole.")(command)
+    return click.option("-o", "--output", type=PATH, required=True, help="The folder to write; it must not exist.")(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgefuse")
+def cli() -> None:
+    """Turn a trained FusionFormer into verified ExecuTorch, Core ML and TFLite artifacts."""
+
+
+@cli.command()
+@click.argument("checkpoint", type=PATH)
+@json_option
+def inspect(checkpoint: Path, as_json: bool) -> None:
+    """Show the architecture of CHECKPOINT, its size, its cost, and what folds, site by site."""
+    from edgefuse.inspection import inspect as look
+    from edgefuse.report import rows, terminal
+
+    found = look(checkpoint)
+    if as_json:
+        terminal.show_json(found.to_json())
+    else:
+        terminal.show_table(("", ""), rows.inspection_rows(found), title=found.checkpoint.config.name)
+        terminal.show_table(rows.PLAN, rows.plan_rows(found.plan), title="Plan")
+
+
+@cli.command()
+@click.argument("checkpoint", type=PATH)
+@output_options
+@click.option("--reestimate", type=PATH, metavar="SPEECH", help="First estimate the batch statistics again, on this speech.")
+@verbose_option
+def fold(checkpoint: Path, output: Path, overwrite: bool, reestimate: Path | None) -> None:
+    """Fold every norm of CHECKPOINT into its neighbours, in float64, and write the folded model."""
+    from edgefuse.refold import refold
+    from edgefuse.report import rows, terminal
+
+    with terminal.step("Folding"):
+        folded, exact = refold(checkpoint, output, speech=reestimate, overwrite=overwrite)
+    click.echo(rows.fold_line(folded, exact, output))
+
+
+@cli.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--target", "-t", "targets", multiple=True, help="See `edgefuse targets`; may be given several times.")
+@click.option("--all", "every", is_flag=True, help="Every target.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--seconds", type=float, multiple=True, help="Longest utterance; may be given several times.  [default: 5.12]")
+@output_options
+@click.option("--speech", type=PATH, help="Verify on this folder of speech instead of the shipped one.")
+@click.option("--baseline", type=PATH, metavar="CHECKPOINT", help="Time this checkpoint in turns with it; it is not kept.")
+@verbose_option
+@json_option
+def export(
+    checkpoint: Path,
+    targets: tuple[str, ...],
+    every: bool,
+    precision: Precision,
+    seconds: tuple[float, ...],
+    output: Path,
+    overwrite: bool,
+    speech: Path | None,
+    baseline: Path | None,
+    as_json: bool,
+) -> None:
+    """Fold CHECKPOINT and make a bundle of artifacts, each verified on speech."""
+    chosen = _targets(targets, every=every)
+    from edgefuse.pipeline import SECONDS, Order
+    from edgefuse.pipeline import export as run
+    from edgefuse.report import rows, terminal
+
+    order = Order(chosen, precision, seconds or SECONDS, speech, baseline)
+    verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
+    if as_json:
+        terminal.show_json(rows.verified_json(verified))
+    else:
+        terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
+        click.echo(f"Bundle: {output}")
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--target", "-t", "targets", multiple=True, help="Only this one; may be given several times.")
+@click.option("--speech", type=PATH, help="The folder of speech that the bundle was exported with, if not the shipped one.")
+@verbose_option
+@json_option
+def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, as_json: bool) -> None:
+    """Check BUNDLE again: checksums, structure, parity, tokens and words on speech."""
+    from edgefuse.pipeline import verify as run
+    from edgefuse.report import rows, terminal
+
+    verified = run(bundle, targets=targets, speech=speech, tell=terminal.step)
+    if as_json:
+        terminal.show_json(rows.verified_json(verified))
+    else:
+        terminal.show_table(rows.CHECKS, rows.check_rows(verified), title=rows.verdict_line(verified))
+    if not verified.passed:
+        raise GateFailed(f"{bundle} does not pass.", hint="The checks that failed are in the table above.")
+
+
+@cli.command()
+@click.argument("artifact", type=PATH)
+@click.argument("audio", type=PATH, nargs=-1, required=True)
+@verbose_option
+@json_option
+def transcribe(artifact: Path, audio: tuple[Path, ...], as_json: bool) -> None:
+    """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files."""
+    from edgefuse.listen import listen
+    from edgefuse.report import rows, terminal
+
+    heard = listen(artifact, audio)
+    if as_json:
+        terminal.show_json(rows.transcripts_json(heard))
+    else:
+        click.echo("\n".join(rows.transcript_lines(heard)))
+
+
+@cli.command()
+@json_option
+def targets(as_json: bool) -> None:
+    """List the targets, and whether their packages are installed."""
+    from edgefuse.report import rows, terminal
+    from edgefuse.target import shelf
+
+    found = rows.target_rows(shelf())
+    if as_json:
+        terminal.show_json([dict(zip(("target", "makes", "file", "state"), row, strict=True)) for row in found])
+    else:
+        terminal.show_table(rows.TARGETS, found)
+
+
+@cli.command()
+@click.option("--target", "-t", "chosen", multiple=True, help="Only what this target needs; may be given several times.")
+@json_option
+def doctor(chosen: tuple[str, ...], as_json: bool) -> None:
+    """Show versions and conflicts, what is missing, and the pip command that mends it."""
+    from edgefuse.packages import extras, needs, repair
+    from edgefuse.report import rows, terminal
+
+    found = needs(chosen or extras())
+    command = repair(found)
+    if as_json:
+        terminal.show_json(rows.needs_json(found, command))
+    else:
+        terminal.show_table(rows.NEEDS, rows.need_rows(found))
+    if command:
+        raise MissingPackage("Packages are missing or in conflict.", hint=f"Mend it with: {command}")
+
+
+@cli.command()
+@click.argument("weights", type=PATH)
+@click.option("--config", type=PATH, required=True, help="config.json of the encoder.")
+@click.option("--tokens", type=PATH, required=True, help="tokens.txt, one token a line, the blank first.")
+@click.option("--cmvn", type=PATH, help="WeNet's global_cmvn in JSON, where the weights lack frontend.mean and frontend.istd.")
+@output_options
+def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output: Path, overwrite: bool) -> None:
+    """Read the tensors of WEIGHTS (.pt, .ckpt) without running what else it holds, and write a checkpoint."""
+    from edgefuse.convert import convert as run
+
+    checkpoint = run(weights, config, tokens, output, cmvn=cmvn, overwrite=overwrite)
+    click.echo(f"{output}: {checkpoint.config.name}, digest {checkpoint.digest[:16]}")
+
+
+@cli.command()
+@click.option("--preset", default="small", show_default=True, help="tiny, small or base.")
+@click.option("--seconds", type=float, default=5.12, show_default=True)
+@click.option("--target", "-t", "targets", multiple=True, help="See `edgefuse targets`; may be given several times.")
+@click.option("--all", "every", is_flag=True, help="Every target.")
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--rounds", type=int, default=40, show_default=True)
+@verbose_option
+@json_option
+def bench(preset: str, seconds: float, targets: tuple[str, ...], every: bool, threads: int, rounds: int, as_json: bool) -> None:
+    """Time a FusionFormer, folded and not, against the LayerNorm Conformer, in turns, on this host."""
+    chosen = _targets(targets, every=every)
+    from edgefuse.bench import Routine, compare
+    from edgefuse.report import rows, terminal
+
+    measured = compare(preset, seconds, chosen, Routine(rounds=rounds), threads, terminal.step)
+    if as_json:
+        terminal.show_json(rows.comparisons_json(measured))
+    else:
+        terminal.show_table(rows.RATIOS, rows.ratio_rows(measured))
+
+
+@cli.command()
+@click.option("--speech", type=PATH, required=True, help="A corpus folder, as edgefuse_calibration.synthesize writes it.")
+@click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
+@click.option("--preset", default="tiny", show_default=True, help="tiny, small or base.")
+@click.option(
+    "--norm", type=click.Choice(("batch", "layer")), default="batch", show_default=True, help="FusionFormer, or its twin."
+)
+@click.option("--epochs", type=int, help="[default: the recipe's]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--vocabulary", "vocabulary_size", type=int, help="Tokens; 29 are the characters.  [default: the recipe's]")
+@click.option("--learning-rate", "peak_learning_rate", type=float, help="Of the peak.  [default: the recipe's]")
+@click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with its weights; its vocabulary may be another.")
+@click.option("--resume", is_flag=True, help="Go on from the last whole epoch.")
+@json_option
+def train(
+    speech: Path,
+    output: Path,
+    resume: bool,
+    threads: int,
+    start: Path | None,
+    as_json: bool,
+    **recipe: Any,  # noqa: ANN401 - the recipe's own fields
+) -> None:
+    """Train an encoder with CTC and print its word error rates."""
+    from edgefuse.report import rows, terminal
+    from edgefuse.train.loop import train as run
+    from edgefuse.train.recipe import Recipe
+
+    told = {name: value for name, value in recipe.items() if value is not None}
+    trained = run(speech, output, Recipe(**told), resume=resume, threads=threads, start=start)
+    if as_json:
+        terminal.show_json(rows.trained_json(trained))
+    else:
+        terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; the exit code. Every foreseen failure ends here as a sentence and a hint."""
+    try:
+        code = cli.main(list(arguments) or ["--help"], prog_name="edgefuse", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes
+        return CLOSED_PIPE
+    except (EdgefuseError, click.ClickException, OSError, ModuleNotFoundError) as error:
+        told = _in_words(error)
+        click.echo(f"error: {_one_line(told.sentence)}", err=True)
+        if told.hint:
+            click.echo(f"  hint: {_one_line(told.hint)}", err=True)
+        return told.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """`edgefuse` on the command line."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # they are for developers, who ask for them with: python -W default
+    sys.exit(run(sys.argv[1:]))
+
+
+def _terminate(*_: object) -> NoReturn:
+    """Leave through every `finally`, so that no draft stays behind."""
+    sys.exit(TERMINATED)
+
+
+def _one_line(sentence: str) -> str:
+    """A sentence as it may be printed: what a broken file has put into it cannot move the cursor or fill the screen."""
+    words = "".join(c if c.isprintable() else " " for c in sentence)
+    return words if len(words) <= MOST_CHARACTERS else f"{words[:MOST_CHARACTERS]} ..."
+
+
+def _in_words(error: EdgefuseError | click.ClickException | OSError | ModuleNotFoundError) -> EdgefuseError:
+    """Our own errors are said as they are, those of click, of imports and of the operating system in the same form."""
+    if isinstance(error, EdgefuseError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        return MissingPackage(f"The package {error.name} is not installed.", hint="See what mends it with: edgefuse doctor")
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        return UsageError(error.format_message(), hint=f"See: {context.command_path if context else 'edgefuse'} --help")
+    sentence = f"{error.filename or 'The system'}: {error.strerror or error}."
+    if error.errno in FULL:
+        return NoSpace(sentence, hint="Free some space; TMPDIR says where temporary files go.")
+    if error.errno in FORBIDDEN:
+        return NotWritable(sentence, hint="Check the permissions.")
+    return EdgefuseError(sentence, hint="Check the path and the disk.")
+
+
+def _targets(chosen: tuple[str, ...], *, every: bool) -> tuple[str, ...]:
+    from edgefuse.target import shelf
+
+    if every and chosen:
+        raise UsageError("--all and --target contradict each other.", hint="Give one of them.")
+    names = tuple(name for name in shelf() if name != REFERENCE) if every else tuple(dict.fromkeys(chosen))
+    if not names:
+        raise UsageError("No target is named.", hint="Give --target NAME (see: edgefuse targets), or --all")
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The whole road: check, fold, lower, export, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefuse import checkpoint as checkpoints
+from edgefuse import store
+from edgefuse.bench.pace import Pace, pace, pace_against
+from edgefuse.bundle import Bundle, Export
+from edgefuse.errors import GateFailed, Refused, UsageError
+from edgefuse.fold import fold
+from edgefuse.foreign import in_words
+from edgefuse.lower import lower
+from edgefuse.packages import versions
+from edgefuse.recognize import Heard, frontend_of, hear, longest
+from edgefuse.refold import fold_exactly
+from edgefuse.speech import read_speech, shipped
+from edgefuse.target import Target, find
+from edgefuse.values import Artifact, Fold, Precision, Program, Refusal
+from edgefuse.verify.examine import examine
+from edgefuse.verify.gate import judge
+from edgefuse.verify.reference import refer
+
+ARTIFACT = "model"  # + the target's suffix
+SECONDS = (5.12,)  # long enough for the shipped test set
+Tell = Callable[[str], AbstractContextManager[object]]
+
+
+def silent(_: str) -> AbstractContextManager[object]:
+    """Tell nobody what is being done."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is wanted of a checkpoint.
+
+    Attributes:
+        targets: names on the shelf.
+        precision: of every artifact.
+        seconds: longest utterances, one entry each.
+        speech: the folder of the test set; the shipped one by default.
+        baseline: another checkpoint, say the LayerNorm Conformer that this one replaces: it is exported to the same targets,
+            timed in turns with them, and not kept.
+    """
+
+    targets: tuple[str, ...]
+    precision: Precision = "fp32"
+    seconds: tuple[float, ...] = SECONDS
+    speech: Path | None = None
+    baseline: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A bundle, and what was just found out about its artifacts: the verdicts, and the pace on this host of each target."""
+
+    bundle: Bundle
+    exports: tuple[Export, ...]
+    paces: Mapping[str, Pace]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every artifact passed."""
+        return all(export.verdict.passed for export in self.exports)
+
+
+def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False, tell: Tell = silent) -> Verified:
+    """A checkpoint becomes a bundle of verified artifacts; what does not pass the gate is put beside it as `output.failed`."""
+    store.require_free_bundle(output, overwrite=overwrite)
+    shelf = {name: find(name) for name in order.targets}
+    with tell("Checking the checkpoint"):
+        checkpoint = checkpoints.read(folder)
+        other = lower(fold(checkpoints.read(order.baseline)), order.seconds, order.precision) if order.baseline else None
+    with tell("Folding"):
+        folded, exact = fold_exactly(folder, checkpoint)
+    program, frontend = lower(folded, order.seconds, order.precision), frontend_of(checkpoint)
+    inputs = {entry.name: entry.inputs for entry in program.entries}
+    with tell("Listening to the test set in PyTorch"):
+        test_set = read_speech(order.speech or shipped())
+        heard = hear(test_set, frontend, longest(inputs))
+        reference = refer(checkpoint, folded, heard, test_set.digest, inputs)
+    with store.new_bundle(output, overwrite=overwrite) as draft:
+        bundle = Bundle(
+            folder=draft,
+            config=folded.checkpoint.config,
+            tokens=checkpoint.tokens,
+            checkpoint=folded.parent,
+            folded=folded.digest,
+            precision=order.precision,
+            frontend=frontend,
+            folds=sum(isinstance(site, Fold) for site in folded.plan),
+            refusals=tuple(site for site in folded.plan if isinstance(site, Refusal)),
+            fold_error=exact.end_to_end,
+            reference=reference,
+            exports=(),
+            tools=versions(order.targets),
+        )
+        artifacts = [_export(name, target, program, draft, tell) for name, target in shelf.items()]
+        bundle = dataclasses.replace(bundle, exports=_verify(bundle, artifacts, heard, tell))
+        store.write_bundle(bundle)
+        _require_passed(bundle, lambda: store.keep_failed(draft, output))
+    bundle = store.read_bundle(output)
+    return Verified(bundle, bundle.exports, _paces(bundle, shelf, other, tell))
+
+
+def verify(folder: Path, *, targets: Sequence[str] = (), speech: Path | None = None, tell: Tell = silent) -> Verified:
+    """Check a bundle again, from the bundle alone; `targets` picks some of its artifacts.
+
+    Raises:
+        BundleError: it is not what was exported.
+        UsageError: an artifact that it does not hold, or other speech than it was exported with.
+    """
+    with tell("Checking the checksums"):
+        bundle = store.read_bundle(folder)
+    artifacts = [_artifact_of(bundle, name) for name in targets or [e.artifact.target for e in bundle.exports]]
+    with tell("Reading the test set"):
+        test_set = read_speech(speech or shipped())
+        if test_set.digest != bundle.reference.speech:
+            raise UsageError(
+                f"{test_set.folder} is not the speech that this bundle was exported with: there is nothing to compare with.",
+                hint="Name that speech with --speech DIR, or export again with: --speech DIR",
+            )
+        heard = hear(test_set, bundle.frontend, longest(artifacts[0].inputs))
+    return Verified(bundle, _verify(bundle, artifacts, heard, tell), {})
+
+
+def _export(name: str, target: Target, program: Program, folder: Path, tell: Tell) -> Artifact:
+    with tell(f"Exporting for {name}, {program.precision}"), in_words(name, "could not export"):
+        if sentences := target.refusals(program):
+            raise Refused(" ".join(sentences), hint="See what the targets can with: edgefuse targets")
+        return target.export(program, folder, ARTIFACT)
+
+
+def _verify(bundle: Bundle, artifacts: Sequence[Artifact], heard: Sequence[Heard], tell: Tell) -> tuple[Export, ...]:
+    """Examine and judge each artifact of a bundle."""
+    exports = []
+    for artifact in artifacts:
+        name, target = artifact.target, find(artifact.target)
+        with tell(f"Verifying {artifact.path.name}"), in_words(name, "could not run its artifact"):
+            session = target.open(artifact)
+            findings = examine(target, session, artifact, bundle.reference, heard, bundle.tokens)
+        digest = store.digest_of(artifact.path)
+        verdict = judge(
+            findings,
+            bundle.reference,
+            target=name,
+            how=session.how,
+            precision=bundle.precision,
+            norm_free=not bundle.refusals,
+            digest=digest,
+        )
+        exports.append(Export(artifact, store.size_bytes(artifact.path), digest, findings, verdict))
+    return tuple(exports)
+
+
+def _paces(bundle: Bundle, shelf: Mapping[str, Target], baseline: Program | None, tell: Tell) -> dict[str, Pace]:
+    """Time every artifact of a finished bundle that runs on this host; one that is evaluated has no latency."""
+    paces, against = (
+        {export.artifact.target: Pace(None) for export in bundle.exports},
+        " against the baseline" if baseline else "",
+    )
+    for artifact in (export.artifact for export in bundle.exports if export.verdict.how != "evaluated"):
+        name, target = artifact.target, shelf[artifact.target]
+        with tell(f"Timing {artifact.path.name}{against}"), in_words(name, "could not be timed"):
+            session = target.open(artifact)
+            paces[name] = pace_against(target, session, artifact, baseline) if baseline else pace(session, artifact)
+    return paces
+
+
+def _artifact_of(bundle: Bundle, target: str) -> Artifact:
+    held = {each.artifact.target: each.artifact for each in bundle.exports}
+    if target not in held:
+        raise UsageError(f"{bundle.folder} holds no artifact for {target!r}.", hint=f"It holds: {', '.join(held)}")
+    return held[target]
+
+
+def _require_passed(bundle: Bundle, keep: Callable[[], Path]) -> None:
+    """Raise `GateFailed`, naming the first check that does not hold, after `keep` has put the bundle aside."""
+    for export in bundle.exports:
+        for check in export.verdict.checks:
+            if not check.passed:
+                raise GateFailed(
+                    f"The {export.artifact.target} artifact does not pass: {check.name} is {check.measured}, "
+                    f"required {check.required}.",
+                    hint=f"See every check with: edgefuse verify {keep()}",
+                )

@@ -1,0 +1,121 @@
+"""From a recording to text, through any artifact: features, the shortest entry that fits, logits, the best tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgefuse.bundle import Bundle, Frontend
+from edgefuse.decode.greedy import greedy_text
+from edgefuse.decode.tokens import Tokens
+from edgefuse.errors import AudioTooLong
+from edgefuse.frontend.audio import read_audio
+from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
+from edgefuse.model.config import SUBSAMPLING
+from edgefuse.speech import TestSet
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgefuse.target import Session
+    from edgefuse.values import Artifact, Checkpoint, TensorSpec
+
+Inputs = Mapping[str, "tuple[TensorSpec, ...]"]  # per entry, as an `Artifact` has them
+FRAME_SECONDS = 0.01  # one feature frame
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An utterance as the encoder gets it: features (T, mel_bins), float32, normalized."""
+
+    identity: str
+    text: str
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What an artifact heard in a recording."""
+
+    path: Path
+    seconds: float
+    text: str
+
+
+def frontend_of(checkpoint: Checkpoint) -> Frontend:
+    """What a device must do before the encoder, in float32."""
+    spec = dataclasses.replace(KALDI_80, mel_bins=checkpoint.config.mel_bins)
+    mean, istd = checkpoint.frontend_mean.float().tolist(), checkpoint.frontend_istd.float().tolist()
+    return Frontend(spec, tuple(mean), tuple(istd))
+
+
+def features_of(path: Path, frontend: Frontend) -> tuple[NDArray[np.float32], float]:
+    """Normalized features (T, mel_bins) of a recording, and its seconds; an `AudioError` says what is wrong with it."""
+    samples = read_audio(path)
+    mean, istd = torch.tensor(frontend.mean), torch.tensor(frontend.istd)
+    features = normalize(log_mel(samples, frontend.spec), mean, istd)
+    return features.numpy(), samples.numel() / frontend.spec.sample_rate_hz
+
+
+def hear(speech: TestSet, frontend: Frontend, longest: int) -> tuple[Heard, ...]:
+    """Every utterance of a test set that has at most `longest` encoder frames."""
+    heard = (Heard(u.identity, u.text, features_of(u.path, frontend)[0]) for u in speech.utterances)
+    return tuple(each for each in heard if encoder_frames(each.features) <= longest)
+
+
+def encoder_frames(features: NDArray[np.float32]) -> int:
+    """How many frames of 40 ms the encoder makes of features (T, mel_bins)."""
+    return len(features) // SUBSAMPLING
+
+
+def capacity(specs: tuple[TensorSpec, ...]) -> int:
+    """How many encoder frames an entry takes."""
+    return specs[0].shape[1] // SUBSAMPLING
+
+
+def longest(inputs: Inputs) -> int:
+    """Encoder frames of the longest entry."""
+    return max(capacity(specs) for specs in inputs.values())
+
+
+def fitting(inputs: Inputs, frames: int) -> str | None:
+    """The shortest entry that takes so many encoder frames; None when there is none."""
+    fits = [(capacity(specs), name) for name, specs in inputs.items() if capacity(specs) >= frames]
+    return min(fits)[1] if fits else None
+
+
+def answer(
+    session: Session, artifact: Artifact, entry: str, features: NDArray[np.float32], padding: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Logits (T // 4, vocabulary_size) of features (T, mel_bins); what stands behind their end is `padding`, or zeros."""
+    specs, frames = artifact.inputs[entry], encoder_frames(features)
+    features_spec, length_spec = specs
+    padded = np.zeros(features_spec.shape, np.float32) if padding is None else padding.reshape(features_spec.shape).copy()
+    padded[0, : frames * SUBSAMPLING] = features[: frames * SUBSAMPLING]
+    length = np.full(length_spec.shape, frames, np.float32)
+    outputs = session.run(entry, {features_spec.name: padded, length_spec.name: length})
+    return np.asarray(outputs[artifact.outputs[entry][0].name])[0, :frames]
+
+
+def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: Path) -> Transcript:
+    """The text of a recording.
+
+    Raises:
+        AudioError: the recording is not what the model hears, or (`AudioTooLong`) longer than the artifact takes.
+    """
+    features, seconds = features_of(recording, bundle.frontend)
+    entry = fitting(artifact.inputs, encoder_frames(features))
+    if entry is None:
+        most = longest(artifact.inputs) * SUBSAMPLING * FRAME_SECONDS
+        raise AudioTooLong(
+            f"{recording} lasts {seconds:.2f} s; {artifact.path.name} takes {most:.2f} s.",
+            hint=f"Export it with: --seconds {np.ceil(seconds):.0f}  (or cut the recording).",
+        )
+    logits = answer(session, artifact, entry, features)
+    return Transcript(recording, seconds, greedy_text(logits, Tokens(bundle.tokens)))

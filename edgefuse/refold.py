@@ -1,0 +1,49 @@
+"""A checkpoint in, a folded model out, its batch statistics estimated again on the way if that is wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from edgefuse import checkpoint as checkpoints
+from edgefuse import store
+from edgefuse.errors import UsageError
+from edgefuse.fold import Exactness, exactness, fold
+from edgefuse.fold.exactness import probe
+from edgefuse.model.reestimate import reestimate
+from edgefuse.recognize import frontend_of, hear
+from edgefuse.speech import TestSet, read_speech
+from edgefuse.values import Checkpoint, FoldedModel
+
+
+def refold(folder: Path, output: Path, *, speech: Path | None = None, overwrite: bool = False) -> tuple[FoldedModel, Exactness]:
+    """Fold a checkpoint and write the folded model; with `speech`, its batch statistics are estimated again before."""
+    checkpoint = checkpoints.read(folder)
+    if speech is not None:
+        checkpoint = reestimated(checkpoint, read_speech(speech))
+    folded, exact = fold_exactly(folder, checkpoint)
+    store.write_folded(output, folded, exact, overwrite=overwrite)
+    return folded, exact
+
+
+def fold_exactly(folder: Path, checkpoint: Checkpoint) -> tuple[FoldedModel, Exactness]:
+    """The fold of a checkpoint that was read from `folder`, and how exact it is; above the bound it is a `FoldInexact`.
+
+    What `edgefuse fold` has written keeps the plan and the parent that it was written with.
+    """
+    written = store.read_plan(folder, checkpoint) if checkpoint.config.folded else None
+    folded = written or fold(checkpoint)
+    exact = exactness(checkpoint, folded, *probe(checkpoint.config.mel_bins))
+    exact.require()
+    return folded, exact
+
+
+def reestimated(checkpoint: Checkpoint, speech: TestSet) -> Checkpoint:
+    """The same weights with batch statistics of this speech; a checkpoint without batch norms is a `UsageError`."""
+    if not any(name.endswith("running_var") for name in checkpoint.weights):
+        raise UsageError("There are no batch statistics in this checkpoint.", hint="Fold it without --reestimate.")
+    encoder = checkpoints.encoder_of(checkpoint)
+    heard = hear(speech, frontend_of(checkpoint), checkpoint.config.max_frames)
+    reestimate(encoder, ((torch.from_numpy(h.features)[None], torch.tensor([h.features.shape[0]])) for h in heard))
+    return checkpoints.of_encoder(encoder, checkpoint.frontend_mean, checkpoint.frontend_istd, checkpoint.tokens)

@@ -1,0 +1,1 @@
+"""What people see: rows first, rendering after."""

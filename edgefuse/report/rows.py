@@ -1,0 +1,256 @@
+"""Tables as rows of words; all arithmetic of the reports is here, all rendering is elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from edgefuse.report.terminal import megabytes
+from edgefuse.values import Fold, Refusal
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+    from pathlib import Path
+
+    from edgefuse.bench import Comparison
+    from edgefuse.fold import Exactness
+    from edgefuse.inspection import Inspection
+    from edgefuse.packages import Need
+    from edgefuse.pipeline import Verified
+    from edgefuse.recognize import Transcript
+    from edgefuse.target import Target
+    from edgefuse.train.loop import Trained
+    from edgefuse.values import FoldedModel
+    from edgefuse.verify.wer import WordErrors
+
+ARTIFACTS = (
+    "target",
+    "how",
+    "precision",
+    "file size",
+    "SNR",
+    "token agreement",
+    "WER",
+    "operators",
+    "partitions",
+    "p50 here",
+    "baseline/this",
+    "gate",
+)
+CHECKS = ("target", "check", "measured", "required", "")
+PLAN = ("site", "", "into, or the reason")
+TARGETS = ("target", "makes", "file", "state")
+NEEDS = ("package", "installed", "wanted", "by", "state")
+RATIOS = ("target", "ratio", "median", "half of the rounds within", "bar", "p50", "")
+ERRORS = ("test set", "WER", "errors", "words", "utterances")
+
+
+def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
+    """One row per artifact, in the order of `ARTIFACTS`."""
+    from edgefuse.verify.structure import operator_count
+
+    rows: list[tuple[str, ...]] = []
+    for export in verified.exports:
+        findings, target = export.findings, export.artifact.target
+        partitions, pace = findings.structure.partitions, verified.paces[target]
+        rows.append(
+            (
+                target,
+                export.verdict.how,
+                export.artifact.precision,
+                megabytes(export.size_bytes),
+                f"{findings.snr_db:.1f} dB",
+                f"{findings.agreement_percent:.2f} %",
+                f"{findings.errors.wer_percent:.2f} %",
+                str(operator_count(findings.structure)),
+                _or_dash(partitions, "{}"),
+                _or_dash(pace.p50_ms, "{:.1f} ms"),
+                _or_dash(pace.baseline_ratio, "{:.2f}"),
+                "passed" if export.verdict.passed else "FAILED",
+            )
+        )
+    return rows
+
+
+def check_rows(verified: Verified) -> list[tuple[str, ...]]:
+    """One row per check, in the order of `CHECKS`."""
+    return [
+        (export.artifact.target, check.name, check.measured, check.required, "passed" if check.passed else "FAILED")
+        for export in verified.exports
+        for check in export.verdict.checks
+    ]
+
+
+def verified_json(verified: Verified) -> dict[str, Any]:
+    """The same for programs."""
+    from edgefuse.bundle import findings_to_json, verdict_to_json
+
+    return {
+        "bundle": str(verified.bundle.folder),
+        "passed": verified.passed,
+        "model": verified.bundle.config.name,
+        "precision": verified.bundle.precision,
+        "artifacts": [
+            {
+                "target": export.artifact.target,
+                "path": str(export.artifact.path),
+                "size_bytes": export.size_bytes,
+                "digest": export.digest,
+                "wer_percent": export.findings.errors.wer_percent,
+                **_pace_json(verified, export.artifact.target),
+                "findings": findings_to_json(export.findings),
+                "verdict": verdict_to_json(export.verdict),
+            }
+            for export in verified.exports
+        ],
+    }
+
+
+def _pace_json(verified: Verified, target: str) -> dict[str, Any]:
+    pace = verified.paces.get(target)
+    return {"p50_ms": pace.p50_ms, "baseline_ratio": pace.baseline_ratio} if pace else {}
+
+
+def _or_dash(number: float | None, form: str) -> str:
+    return "-" if number is None else form.format(number)
+
+
+def plan_rows(plan: Sequence[Fold | Refusal]) -> list[tuple[str, ...]]:
+    """One row per site, in the order of `PLAN`."""
+    return [
+        (site.site, "folds", f"{', '.join(site.into)} ({site.rule})")
+        if isinstance(site, Fold)
+        else (site.site, "STAYS", site.reason)
+        for site in plan
+    ]
+
+
+def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
+    """What a checkpoint is."""
+    config = found.checkpoint.config
+    return [
+        (
+            "blocks",
+            f"{config.layers} x d {config.dimension}, {config.heads} heads, ff {config.feed_forward}, kernel {config.kernel}",
+        ),
+        ("norm", f"{config.norm}{', folded' if config.folded else ''}"),
+        ("activation", config.activation),
+        ("positions", config.positions),
+        ("vocabulary", f"{config.vocabulary_size} tokens"),
+        ("longest utterance", f"{config.max_frames * 0.04:g} s"),
+        ("parameters", f"{found.parameters / 1e6:.2f} million"),
+        ("cost", f"{found.macs_per_second / 1e6:.0f} million multiply-accumulates per second of audio"),
+        ("plan", f"{found.folds} sites fold, {found.refusals} stay"),
+        ("digest", found.checkpoint.digest[:16]),
+    ]
+
+
+def fold_line(folded: FoldedModel, exact: Exactness, output: Path) -> str:
+    """What a fold did, and how exactly."""
+    stay = sum(isinstance(site, Refusal) for site in folded.plan)
+    return (
+        f"{output}: {len(folded.plan) - stay} sites folded, {stay} stay; relative error in float64: "
+        f"{exact.end_to_end:.1e} end to end, {exact.worst_site:.1e} at the worst site"
+    )
+
+
+def verdict_line(verified: Verified) -> str:
+    """Bundle, model, precision, verdict, and how each artifact was run."""
+    how = "; ".join(f"{export.artifact.target} {export.verdict.how}" for export in verified.exports)
+    bundle = verified.bundle
+    return f"{bundle.folder}: {bundle.config.name}, {bundle.precision}, {'passed' if verified.passed else 'FAILED'} ({how})"
+
+
+def transcript_lines(heard: Sequence[Transcript]) -> list[str]:
+    """The text; with the file's name where there are several."""
+    return [each.text if len(heard) == 1 else f"{each.path}: {each.text}" for each in heard]
+
+
+def transcripts_json(heard: Sequence[Transcript]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [{"path": str(each.path), "seconds": each.seconds, "text": each.text} for each in heard]
+
+
+def target_rows(shelf: Mapping[str, EntryPoint]) -> list[tuple[str, ...]]:
+    """One row per target, in the order of `TARGETS`."""
+    rows: list[tuple[str, ...]] = []
+    for name, point in shelf.items():
+        target = cast("Target", point.load())
+        lacking = target.missing()
+        state = f"missing; pip install {' '.join(lacking)}" if lacking else "ready"
+        rows.append((name, target.SUMMARY, f"model{target.SUFFIX}", state))
+    return rows
+
+
+def need_rows(needs: Sequence[Need]) -> list[tuple[str, ...]]:
+    """One row per package, in the order of `NEEDS`."""
+    return [(need.package, need.installed or "-", need.wanted, need.by, need.state) for need in needs]
+
+
+def needs_json(needs: Sequence[Need], repair: str | None) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": [dataclasses.asdict(need) for need in needs],
+        "repair": repair,
+    }
+
+
+def error_rows(errors: Mapping[str, WordErrors]) -> list[tuple[str, ...]]:
+    """One row per test set, in the order of `ERRORS`."""
+    return [
+        (name, f"{counted.wer_percent:.2f} %", str(counted.errors), str(counted.words), str(counted.utterances))
+        for name, counted in errors.items()
+    ]
+
+
+def trained_json(trained: Trained) -> dict[str, Any]:
+    """The same for programs, and where the checkpoint is."""
+    return {
+        "checkpoint": str(trained.folder),
+        "errors": {
+            name: {**dataclasses.asdict(counted), "wer_percent": counted.wer_percent} for name, counted in trained.errors.items()
+        },
+    }
+
+
+def ratio_rows(measured: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    """One row per pair of contenders, in the order of `RATIOS`; a bar of the road is held against the figure."""
+    rows: list[tuple[str, ...]] = []
+    for target, name, to, ratio, bar, comparison in _ratios(measured):
+        low, high = comparison.samples.ratio_quartiles(name, to)
+        p50 = " / ".join(f"{comparison.samples.p50_ms(each):.1f}" for each in (name, to))
+        kept = "" if bar is None else "kept" if ratio <= bar else "MISSED"
+        rows.append(
+            (target, f"{name} / {to}", f"{ratio:.3f}", f"{low:.3f} .. {high:.3f}", _or_dash(bar, "<= {}"), f"{p50} ms", kept)
+        )
+    return rows
+
+
+def comparisons_json(measured: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The same for programs, with every sample."""
+    ratios = [
+        {"target": target, "ratio": f"{name} / {to}", "median": ratio, "bar": bar}
+        for target, name, to, ratio, bar, _ in _ratios(measured)
+    ]
+    return [
+        {
+            "target": comparison.target,
+            "ratios": [ratio for ratio in ratios if ratio["target"] == comparison.target],
+            "latency_ns": {name: list(samples) for name, samples in comparison.samples.latency_ns.items()},
+        }
+        for comparison in measured
+    ]
+
+
+def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, str, float, float | None, Comparison]]:
+    from edgefuse.bench.compare import FOLDED, LAYER_NORM, ROWS, UNFOLDED
+
+    bars = {(row.target, row.name, row.to): row.bar for row in ROWS}
+    for comparison in measured:
+        for to in (LAYER_NORM, UNFOLDED):
+            ratio = comparison.samples.ratio(FOLDED, to)
+            yield comparison.target, FOLDED, to, ratio, bars.get((comparison.target, FOLDED, to)), comparison

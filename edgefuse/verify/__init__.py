@@ -1,0 +1,1 @@
+"""Does an artifact still hear what the model heard?"""

@@ -1,0 +1,64 @@
+"""How far an artifact's logits are from the reference's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgefuse.recognize import answer, capacity, encoder_frames
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgefuse.bundle import Golden
+    from edgefuse.target import Session
+    from edgefuse.values import Artifact
+
+IDENTICAL_DB, NONSENSE_DB = 300.0, -300.0  # no error at all; and NaN, infinity, or an answer where silence was due
+LOUD = 10.0  # standard deviations of a feature: louder than any speech
+
+
+def snr_db(reference: NDArray[np.float64], given: NDArray[np.floating]) -> float:
+    """10 log10(sum r^2 / sum (r - g)^2), within -300 and 300."""
+    if reference.shape != given.shape or not np.isfinite(given).all():
+        return NONSENSE_DB
+    with np.errstate(over="ignore"):
+        noise = float(np.square(reference - given.astype(np.float64)).sum())
+        power = float(np.square(reference).sum())
+    if noise == 0.0:
+        return IDENTICAL_DB
+    if power == 0.0 or not math.isfinite(noise) or not math.isfinite(power):
+        return NONSENSE_DB
+    return min(IDENTICAL_DB, max(NONSENSE_DB, 10.0 * math.log10(power / noise)))
+
+
+def worst_snr_db(session: Session, artifact: Artifact, goldens: Iterable[Golden], *, noise: bool) -> float:
+    """The smallest ratio over every golden vector and every entry that holds it; padded with zeros, or with loud noise."""
+    worst = IDENTICAL_DB
+    for golden in goldens:
+        for entry, specs in artifact.inputs.items():
+            if capacity(specs) < encoder_frames(golden.features):
+                continue
+            padding = _noise(specs[0].shape) if noise else None
+            given = answer(session, artifact, entry, golden.features, padding)
+            worst = min(worst, snr_db(golden.logits, given))
+    return worst
+
+
+def agreeing_frames(reference: Mapping[str, Sequence[int]], given: Mapping[str, NDArray[np.floating]]) -> tuple[int, int]:
+    """Frames whose best token is the reference's, and all frames; a NaN agrees with nothing."""
+    agreeing = frames = 0
+    for identity, best in reference.items():
+        logits = given[identity]
+        frames += len(best)
+        finite = np.isfinite(logits).all(axis=-1)
+        agreeing += int(((logits.argmax(axis=-1) == np.asarray(best)) & finite).sum())
+    return agreeing, frames
+
+
+def _noise(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    draw = np.random.default_rng(0)
+    return (draw.standard_normal(shape) * LOUD).astype(np.float32)

@@ -1,0 +1,82 @@
+"""The right answers: what the model says of a test set in PyTorch, before it becomes an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgefuse.bundle import Golden, Reference
+from edgefuse.checkpoint import encoder_of
+from edgefuse.decode.greedy import greedy_text
+from edgefuse.decode.tokens import Tokens
+from edgefuse.errors import NotFinite, UsageError
+from edgefuse.model.config import SUBSAMPLING
+from edgefuse.recognize import capacity
+from edgefuse.verify.wer import count_word_errors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgefuse.model import Encoder
+    from edgefuse.recognize import Heard, Inputs
+    from edgefuse.values import Checkpoint, FoldedModel
+
+MOST_GOLDENS = 5  # utterances, from the shortest to the longest; and one that fills each entry
+
+
+def refer(checkpoint: Checkpoint, folded: FoldedModel, heard: Sequence[Heard], speech: str, inputs: Inputs) -> Reference:
+    """Word errors of the checkpoint in float32, and alignments and golden vectors of the folded model in float64.
+
+    `speech` is the test set's digest, `inputs` the entries that the artifacts will have.
+    """
+    if not heard:
+        raise UsageError("No utterance of the speech fits into the longest entry.", hint="Ask for more with --seconds.")
+    original, exact = encoder_of(checkpoint), encoder_of(folded.checkpoint, torch.float64)
+    tokens = Tokens(checkpoint.tokens)
+    texts = [greedy_text(logits_of(original, each.features), tokens) for each in heard]
+    logits = {each.identity: _finite(logits_of(exact, each.features), each.identity) for each in heard}
+    chosen = _spread(sorted(heard, key=lambda each: each.features.shape[0]), MOST_GOLDENS)
+    goldens = [Golden(each.identity, each.text, each.features, logits[each.identity]) for each in chosen]
+    return Reference(
+        speech=speech,
+        utterances=len(heard),
+        errors=count_word_errors([each.text for each in heard], texts),
+        alignments={identity: tuple(answer.argmax(axis=-1).tolist()) for identity, answer in logits.items()},
+        goldens=(*goldens, *(_full(exact, heard, name, capacity(specs)) for name, specs in inputs.items())),
+    )
+
+
+@torch.no_grad()
+def logits_of(encoder: Encoder, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logits (T // 4, vocabulary_size) of features (T, mel_bins), in the encoder's own precision, without padding."""
+    batch = torch.from_numpy(features)[None].to(encoder.ctc.weight.dtype)
+    logits, _ = encoder(batch, torch.tensor([features.shape[0]]))
+    return np.asarray(logits[0].double().numpy())
+
+
+def _full(encoder: Encoder, heard: Sequence[Heard], entry: str, frames: int) -> Golden:
+    """Speech, utterance after utterance, that fills an entry to its last frame."""
+    joined = np.concatenate([each.features for each in heard])
+    count = frames * SUBSAMPLING
+    features = np.ascontiguousarray(np.tile(joined, (-(-count // joined.shape[0]), 1))[:count])
+    name = f"full_{entry}"
+    return Golden(name, "", features, _finite(logits_of(encoder, features), name))
+
+
+def _finite(logits: NDArray[np.float64], identity: str) -> NDArray[np.float64]:
+    if not np.isfinite(logits).all():
+        raise NotFinite(
+            f"The folded model's answer to {identity} has values that are NaN or infinite, even in float64.",
+            hint="Go back to an earlier checkpoint; its weights are too large.",
+        )
+    return logits
+
+
+def _spread(heard: Sequence[Heard], most: int) -> list[Heard]:
+    """At most so many, from the first to the last, evenly."""
+    if len(heard) <= most:
+        return list(heard)
+    return [heard[round(i * (len(heard) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,23 @@
+"""What must not be in an artifact, and what must: read from the artifact itself, never from the graph that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from edgefuse.values import Precision, Structure
+
+OUTPUT = "getitem"  # takes a delegate's only output out of its tuple
+CAST = "_to_dim_order_copy"  # between the float32 of inputs and outputs and the fp16 of the graph
+HARMLESS: Mapping[Precision, tuple[str, ...]] = MappingProxyType({"fp32": (OUTPUT,), "fp16": (OUTPUT, CAST)})
+
+
+def strangers(structure: Structure, precision: Precision) -> dict[str, int]:
+    """Operators outside every delegate that compute something; at the border of an fp16 graph casts are no strangers."""
+    harmless = HARMLESS[precision]
+    return {name: count for name, count in structure.outside.items() if not any(word in name for word in harmless)}
+
+
+def operator_count(structure: Structure) -> int:
+    """How many operators run, constants left out."""
+    return sum(structure.operators.values())

@@ -1,0 +1,269 @@
+"""Verification: what is measured on an artifact, and the one gate that judges it."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from edgefuse import pipeline, store
+from edgefuse.bundle import Findings, Golden, Reference
+from edgefuse.errors import AudioError, MissingFile, UsageError
+from edgefuse.recognize import answer, fitting
+from edgefuse.speech import read_speech, shipped
+from edgefuse.target import find
+from edgefuse.values import Artifact, Structure, TensorSpec
+from edgefuse.verify.gate import judge
+from edgefuse.verify.parity import IDENTICAL_DB, NONSENSE_DB, agreeing_frames, snr_db, worst_snr_db
+from edgefuse.verify.wer import WordErrors
+
+GOOD = Findings(Structure({"linear": 9}, (), 1, {"getitem": 1}), 120.0, 119.0, 1000, 1000, WordErrors(1, 0, 0, 500, 60))
+MODEL = Reference("", 60, WordErrors(1, 0, 0, 500, 60), {}, ())
+
+
+def verdict(findings: Findings, precision="fp32", *, norm_free=True):
+    return judge(findings, MODEL, target="t", how="run on this host", precision=precision, norm_free=norm_free, digest="")
+
+
+def failed(findings: Findings, precision="fp32", *, norm_free=True) -> list[str]:
+    return [check.name for check in verdict(findings, precision, norm_free=norm_free).checks if not check.passed]
+
+
+def test_an_artifact_that_reaches_every_bar_passes():
+    assert verdict(GOOD).passed
+    assert failed(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"structure": Structure({}, ("a batch_norm",), 1, {})}, "normalizations"),
+        ({"structure": Structure({}, (), 2, {})}, "partitions"),
+        ({"structure": Structure({}, (), 1, {"getitem": 2, "layer_norm": 3})}, "outside"),
+        ({"snr_db": 89.9}, "parity"),
+        ({"snr_db": float("nan")}, "parity"),
+        ({"padded_snr_db": 89.9}, "padding"),
+        ({"agreeing_frames": 994}, "tokens"),
+        ({"frames": 0, "agreeing_frames": 0}, "tokens"),
+        ({"errors": WordErrors(2, 0, 0, 500, 60)}, "WER"),
+        ({"errors": WordErrors(0, 0, 0, 500, 60)}, "WER"),
+    ],
+)
+def test_one_bar_that_is_missed_is_enough_to_fail(change, name):
+    assert failed(dataclasses.replace(GOOD, **change)) == [name]
+
+
+def test_half_precision_has_lower_bars_for_numbers_and_the_same_for_structure():
+    half = dataclasses.replace(GOOD, snr_db=41.0, padded_snr_db=41.0, errors=WordErrors(2, 0, 0, 500, 60))
+    assert failed(half, "fp16") == []
+    assert failed(half, "fp32") == ["parity", "padding", "WER"]
+    assert failed(dataclasses.replace(half, structure=Structure({}, ("x",), 1, {})), "fp16") == ["normalizations"]
+
+
+def test_casts_at_the_border_are_for_half_precision_only():
+    casts = dataclasses.replace(GOOD, structure=Structure({}, (), 1, {"_to_dim_order_copy.out": 3}))
+    assert failed(casts, "fp16") == []
+    assert failed(casts, "fp32") == ["outside"]
+
+
+def test_the_structure_of_a_model_that_keeps_its_norms_is_reported_and_not_judged():
+    conformer = dataclasses.replace(GOOD, structure=Structure({}, ("a layer_norm",) * 61, 50, {"layer_norm": 61}))
+    assert failed(conformer, norm_free=False) == []
+    assert failed(dataclasses.replace(conformer, snr_db=10.0), norm_free=False) == ["parity"]
+
+
+def test_the_ratio_is_ten_decibels_per_power_of_ten():
+    reference = np.ones((4, 3))
+    assert snr_db(reference, reference.astype(np.float32)) == IDENTICAL_DB
+    assert snr_db(reference, reference + 1e-3) == pytest.approx(60)
+    assert snr_db(reference, np.zeros((4, 3))) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("nonsense", [np.full((4, 3), np.nan), np.full((4, 3), np.inf), np.ones((3, 3)), np.full((4, 3), 1e200)])
+def test_an_answer_that_is_none_can_never_pass(nonsense):
+    assert snr_db(np.ones((4, 3)), nonsense) == NONSENSE_DB
+
+
+def test_silence_is_answered_with_silence_or_wrongly():
+    assert snr_db(np.zeros((4, 3)), np.zeros((4, 3))) == IDENTICAL_DB
+    assert snr_db(np.zeros((4, 3)), np.full((4, 3), 1e-6)) == NONSENSE_DB
+
+
+def test_a_frame_that_is_not_a_number_agrees_with_nothing():
+    logits = np.array([[1.0, 0.0], [0.0, 1.0], [np.nan, np.nan]])
+    assert agreeing_frames({"u": (0, 0, 0)}, {"u": logits}) == (1, 3)
+
+
+SPECS = {
+    name: (TensorSpec("features", (1, 4 * frames, 5), "float32", ""), TensorSpec("length", (1,), "float32", ""))
+    for name, frames in (("long", 8), ("short", 4))
+}
+OUTPUTS = {name: (TensorSpec("logits", (1, specs[0].shape[1] // 4, 2), "float32", ""),) for name, specs in SPECS.items()}
+
+
+class Summing:
+    """Answers with sums over each frame of the features; `leak` lets the padding in."""
+
+    how = "run on this host"
+
+    def __init__(self, leak: float = 0.0) -> None:
+        self.leak, self.calls = leak, []
+
+    def run(self, entry: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        self.calls.append((entry, float(inputs["length"][0])))
+        sums = inputs["features"][0].reshape(-1, 20).sum(axis=1)
+        sums = sums + self.leak * inputs["features"][0, -1].sum()
+        return {"logits": np.stack([sums, -sums], axis=1)[None]}
+
+
+@pytest.fixture
+def summing_artifact(tmp_path):
+    return Artifact("t", tmp_path, "fp32", SPECS, OUTPUTS, "")
+
+
+def a_golden(frames: int) -> Golden:
+    features = np.random.default_rng(frames).standard_normal((frames * 4 + 3, 5)).astype(np.float32)
+    sums = features[: frames * 4].astype(np.float64).reshape(-1, 20).sum(axis=1)
+    return Golden("u", "", features, np.stack([sums, -sums], axis=1))
+
+
+def test_an_utterance_takes_the_shortest_entry_that_holds_it():
+    assert [fitting(SPECS, frames) for frames in (1, 4, 5, 8, 9)] == ["short", "short", "long", "long", None]
+
+
+def test_what_stands_behind_the_end_is_padding_and_the_answer_ends_there(summing_artifact):
+    session, golden = Summing(), a_golden(3)
+    logits = answer(session, summing_artifact, "short", golden.features)
+    assert session.calls == [("short", 3.0)]
+    assert logits.shape == (3, 2)
+    np.testing.assert_allclose(logits, golden.logits, rtol=1e-5)
+
+
+def test_every_golden_vector_is_tried_in_every_entry_that_holds_it(summing_artifact):
+    session = Summing()
+    assert worst_snr_db(session, summing_artifact, [a_golden(3), a_golden(6)], noise=False) > 90
+    assert session.calls == [("long", 3.0), ("short", 3.0), ("long", 6.0)]
+
+
+def test_padding_that_leaks_into_valid_frames_is_found_when_it_is_loud(summing_artifact):
+    session, goldens = Summing(leak=1e-3), [a_golden(3)]
+    assert worst_snr_db(session, summing_artifact, goldens, noise=False) > 90
+    assert worst_snr_db(session, summing_artifact, goldens, noise=True) < 60
+
+
+def test_a_bundle_verifies_from_itself_alone(whole_bundle, speech):
+    verified = pipeline.verify(whole_bundle, speech=speech)
+    assert verified.passed
+    assert [e.verdict for e in verified.exports] == [e.verdict for e in store.read_bundle(whole_bundle).exports]
+
+
+def test_a_bundle_that_answers_differently_fails_though_every_checksum_holds(whole_bundle, speech, monkeypatch):
+    from edgefuse_targets import reference
+
+    opened = reference.open
+
+    class Louder:
+        how = "run on this host"
+
+        def __init__(self, session):
+            self.session = session
+
+        def run(self, entry, inputs):
+            return {name: array * np.float32(1.001) for name, array in self.session.run(entry, inputs).items()}
+
+    monkeypatch.setattr(reference, "open", lambda artifact, threads=1: Louder(opened(artifact, threads)))
+    verified = pipeline.verify(whole_bundle, speech=speech)
+    assert not verified.passed
+    assert [c.name for e in verified.exports for c in e.verdict.checks if not c.passed] == ["parity", "padding"]
+
+
+def test_the_golden_vectors_are_what_the_float64_model_says(whole_bundle, whole_checkpoint):
+    import torch
+
+    from edgefuse import checkpoint as checkpoints
+
+    encoder = checkpoints.encoder_of(checkpoints.read(whole_checkpoint), torch.float64)  # not folded: the fold is exact
+    for golden in store.read_bundle(whole_bundle).reference.goldens:
+        features = torch.from_numpy(golden.features)[None].double()
+        logits, _ = encoder(features, torch.tensor([features.shape[1]]))
+        assert snr_db(logits[0].detach().numpy(), golden.logits) > 200
+
+
+def test_a_conformer_is_exported_with_its_norms_and_timed_as_a_baseline(whole_checkpoint, order, tmp_path):
+    from tests.conftest import a_checkpoint
+    from tests.spec.conftest import ONE_LAYER
+
+    store.write_checkpoint(tmp_path / "conformer", a_checkpoint("layer", **ONE_LAYER))
+    verified = pipeline.export(tmp_path / "conformer", tmp_path / "out", order)
+    (export,) = verified.exports
+    assert export.findings.structure.normalizations
+    assert verified.passed
+    against = pipeline.export(whole_checkpoint, tmp_path / "new", dataclasses.replace(order, baseline=tmp_path / "conformer"))
+    pace = against.paces["reference"]
+    assert pace.baseline_ratio is not None
+    assert pace.baseline_ratio > 0
+    assert not list(tmp_path.rglob("*baseline*"))
+
+
+def test_several_lengths_in_half_precision_pass_with_their_own_bars(whole_checkpoint, order, tmp_path):
+    several = dataclasses.replace(order, seconds=(3.0, 2.0), precision="fp16")
+    verified = pipeline.export(whole_checkpoint, tmp_path / "out", several)
+    (export,) = verified.exports
+    assert list(export.artifact.inputs) == ["offline_2000ms", "offline_3000ms"]
+    assert 40 <= export.findings.snr_db < 90
+    goldens = {golden.identity for golden in verified.bundle.reference.goldens}
+    assert {"full_offline_2000ms", "full_offline_3000ms"} <= goldens
+
+
+def test_the_shipped_test_set_is_whole():
+    test_set = read_speech(shipped())
+    assert len(test_set.utterances) == 60
+    assert {u.subset for u in test_set.utterances} == {"seen", "unseen"}
+    assert max(u.seconds for u in test_set.utterances) <= pipeline.SECONDS[0]
+
+
+@pytest.fixture
+def own_speech(speech, tmp_path):
+    import shutil
+    from pathlib import Path
+
+    return Path(shutil.copytree(speech, tmp_path / "own"))
+
+
+def spoil(folder, change):
+    manifest = folder / "manifest.tsv"
+    manifest.write_text(change(manifest.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("seconds", "minutes", 1), "does not begin with its columns"),
+        (lambda text: text.splitlines()[0] + "\n", "names no utterance"),
+        (lambda text: text + "one\tcolumn\n", "2 columns, not 7"),
+        (lambda text: text + text.splitlines()[1] + "\n", "twice"),
+        (lambda text: text.replace("flac/", "wav/", 1), "cannot be read"),
+        (lambda text: text.replace(text.splitlines()[1].split("\t")[4], "long", 1), "no number of seconds"),
+        (lambda text: text.replace(text.splitlines()[1].split("\t")[6], "0" * 64, 1), "has changed since"),
+        (lambda _: "", "does not begin"),
+    ],
+)
+def test_a_manifest_that_does_not_hold_what_it_says_is_refused(change, words, own_speech):
+    spoil(own_speech, change)
+    with pytest.raises(AudioError, match=words):
+        read_speech(own_speech)
+
+
+def test_speech_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(MissingFile, match=r"manifest\.tsv"):
+        read_speech(tmp_path)
+
+
+def test_speech_that_fits_nowhere_is_refused_before_anything_is_exported(whole_checkpoint, order, tmp_path):
+    with pytest.raises(UsageError, match="No utterance"):
+        pipeline.export(whole_checkpoint, tmp_path / "out", dataclasses.replace(order, seconds=(0.1,)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_reference_target_needs_nothing_that_edgefuse_does_not():
+    assert find("reference").missing() == []
