@@ -10,6 +10,7 @@ from edgefuse.values import Checkpoint, Entry, FoldedModel, Precision, Program, 
 
 HOP_MS = 10  # one feature frame
 ENCODER_HOP_MS = HOP_MS * SUBSAMPLING
+LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
 
 
 def lower(folded: FoldedModel, seconds: Sequence[float], precision: Precision) -> Program:
@@ -28,6 +29,11 @@ def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Prec
     lengths = sorted({_whole_frames(s) for s in seconds})
     if not lengths:
         raise UsageError("An artifact needs a length.", hint="For example: --seconds 5.12")
+    if precision == "fp16" and lengths[-1] > LONGEST_FP16:
+        raise UsageError(
+            f"fp16 counts frames up to {LONGEST_FP16 * ENCODER_HOP_MS / 1000:g} seconds; behind that, padding could leak.",
+            hint="Ask for less with --seconds, or for --precision fp32.",
+        )
     encoder = encoder_of(checkpoint)
     return Program(tuple(_entry(encoder, frames) for frames in lengths), precision, parent=checkpoint.digest)
 

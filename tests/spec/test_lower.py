@@ -53,3 +53,9 @@ def test_lengths_are_rounded_up_to_whole_encoder_frames_and_sorted(fusionformer)
 def test_an_impossible_length_is_refused(fusionformer, seconds):
     with pytest.raises(UsageError):
         lower(fold(fusionformer), [seconds], "fp32")
+
+
+def test_half_precision_is_refused_where_it_cannot_count_the_frames(fusionformer):
+    with pytest.raises(UsageError, match=r"81\.92 seconds"):
+        lower(fold(fusionformer), [82.0], "fp16")
+    assert lower(fold(fusionformer), [81.92], "fp16").entries
