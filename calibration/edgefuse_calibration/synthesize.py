@@ -1,4 +1,4 @@
-"""Make the corpus:  python -m edgefuse_calibration.synthesize OUT --hours 7 --seed 1 --jobs 2 [--demo DIR].
+"""Make the corpus:  python -m edgefuse_calibration.synthesize OUT --hours 30 --seed 1 --jobs 2 [--demo DIR].
 
 Every choice about an utterance is drawn from a hash of the seed and the utterance's id, so that the corpus does not
 depend on --jobs nor on where an earlier run was interrupted.
@@ -26,7 +26,7 @@ from edgefuse_calibration.engines import ENGINES, ESPEAK, Speaking, Speech, requ
 from edgefuse_calibration.errors import CorpusError, OtherRecipe
 from edgefuse_calibration.sentences import SETS, phrase_book, sentences
 
-ROUND = 64  # utterances between two looks at the goal
+ROUND = 256  # utterances between two looks at the goal
 SHORTEST_S = 0.8
 TALKERS = 4  # fewer are understood word by word
 
@@ -242,7 +242,7 @@ def synthesize(folder: Path, goals: Mapping[str, Goal], *, seed: int, jobs: int)
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--hours", default=7.0, show_default=True, help="Hours of training speech.")
+@click.option("--hours", default=30.0, show_default=True, help="Hours of training speech.")
 @click.option("--tests", default=400, show_default=True, help="Utterances of each test set; dev has half as many.")
 @click.option("--seed", default=1, show_default=True, help="What every draw depends on.")
 @click.option("--jobs", default=2, show_default=True, help="Engines that speak at the same time.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,12 +13,13 @@ from lhotse.dataset import DynamicBucketingSampler
 from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from edgefuse.decode.tokens import Tokens
+from edgefuse.decode.tokens import Tokens, character_tokens
 from edgefuse.frontend.log_mel import normalize
 from edgefuse.model.config import SUBSAMPLING
 from edgefuse.train.augment import Augmentation, augment, draw_tempo, mask, warp_tempo
 from edgefuse.train.features import FeatureStore
 
+CHARACTERS = character_tokens()
 BUCKETS = 12
 FEWEST_PER_BUCKET = 50  # a bucket must fill some batches, or the rest of each becomes a small batch
 
@@ -31,6 +32,8 @@ class Batch:
     lengths: Tensor  # (B,) valid feature frames
     targets: Tensor  # (sum of target_lengths,) token ids
     target_lengths: Tensor  # (B,)
+    characters: Tensor  # (sum of character_lengths,) the same transcripts as ids of characters
+    character_lengths: Tensor  # (B,)
     texts: tuple[str, ...]
 
     def to(self, device: torch.device) -> Batch:
@@ -40,6 +43,8 @@ class Batch:
             self.lengths.to(device),
             self.targets.to(device),
             self.target_lengths.to(device),
+            self.characters.to(device),
+            self.character_lengths.to(device),
             self.texts,
         )
 
@@ -98,12 +103,15 @@ class Batches:
         tempo = draw_tempo(self._augmentation, draw) if self._augmentation else 1.0
         features = [self._features(cut.id, tempo, draw) for cut in cuts]
         texts = tuple(self._store.utterances[cut.id].text for cut in cuts)
-        ids = [self._tokens.encode(text) for text in texts]
+        targets, target_lengths = _encoded(texts, self._tokens)
+        characters, character_lengths = _encoded(texts, CHARACTERS)
         return Batch(
             features=pad_sequence(features, batch_first=True),
             lengths=torch.tensor([f.shape[0] for f in features]),
-            targets=torch.tensor([number for sentence in ids for number in sentence]),
-            target_lengths=torch.tensor([len(sentence) for sentence in ids]),
+            targets=targets,
+            target_lengths=target_lengths,
+            characters=characters,
+            character_lengths=character_lengths,
             texts=texts,
         )
 
@@ -115,6 +123,12 @@ class Batches:
         if self._augmentation is not None:
             features = mask(features, self._augmentation, draw)
         return features
+
+
+def _encoded(texts: Iterable[str], tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """The ids of all texts one after another, and how many each has."""
+    ids = [tokens.encode(text) for text in texts]
+    return torch.tensor([number for sentence in ids for number in sentence]), torch.tensor([len(sentence) for sentence in ids])
 
 
 def _quantiles(durations_s: list[float], buckets: int) -> list[float]:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,11 @@ def _layout(cuts: Iterable[MonoCut]) -> list[Stored]:
 def _fill(cuts: Iterable[MonoCut], stored: Iterable[Stored], frames: NDArray[np.float16]) -> NDArray[np.float64]:
     """Write every frame; return count, sum and sum of squares (3, 80) of the values that are no digital silence."""
     moments = np.zeros((3, KALDI_80.mel_bins))
-    for cut, place in zip(cuts, stored, strict=True):
-        features = cut_features(cut).numpy()
-        frames[place.first : place.first + place.count] = features
-        wide = features.astype(np.float64)
-        moments += np.stack([(wide > SILENCE) * power for power in (np.ones_like(wide), wide, wide**2)]).sum(axis=1)
+    with ThreadPoolExecutor() as pool:  # soundfile and PyTorch let go of the lock
+        for features, place in zip(pool.map(cut_features, cuts), stored, strict=True):
+            frames[place.first : place.first + place.count] = features.numpy()
+            wide = features.numpy().astype(np.float64)
+            moments += np.stack([(wide > SILENCE) * power for power in (np.ones_like(wide), wide, wide**2)]).sum(axis=1)
     return moments
 
 

@@ -1,4 +1,10 @@
-"""The training step, as Lightning wants it."""
+"""The training step, as Lightning wants it.
+
+The loss is CTC over the vocabulary and, from a second head on the same frames, CTC over characters (multi-task CTC,
+Sanabria and Metze 2018). A LayerNorm Conformer hears characters alone at first: with word pieces in its loss it stays for
+thousands of steps where CTC begins, with the same few words for every utterance, while a FusionFormer soon leaves. The
+second head belongs to the training and is no part of the checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +16,13 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from edgefuse.decode.greedy import greedy_text
-from edgefuse.decode.tokens import BLANK_ID, Tokens
+from edgefuse.decode.tokens import BLANK_ID, Tokens, character_tokens
 from edgefuse.errors import TrainingDiverged
 from edgefuse.model import FULL, Context, Encoder
 from edgefuse.train.batches import Batch
@@ -39,6 +45,9 @@ class Training(L.LightningModule):
         self.average = AveragedModel(encoder, multi_avg_fn=lambda a, w, n: _average_in(a, w, n, decay))
         self.average.requires_grad_(requires_grad=False)
         self._errors: list[WordErrors] = []
+        self._encoded: list[Tensor] = []
+        self.characters = nn.Linear(encoder.config.dimension, len(character_tokens()))
+        encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
 
     @property
     def averaged(self) -> Encoder:
@@ -50,13 +59,23 @@ class Training(L.LightningModule):
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
         context = draw_context(self.recipe, self.global_step)
         logits, lengths = self.encoder(batch.features, batch.lengths, context)
-        loss = ctc_loss(logits, lengths, batch)
+        share = self.recipe.character_share_at(self.global_step, self.steps)
+        loss = self._loss(batch, logits, lengths, self._encoded.pop(), share)
         if not math.isfinite(float(loss.detach())):
             raise TrainingDiverged(
                 f"The loss of step {self.global_step} is {float(loss.detach())}.",
                 hint="Resume from the last epoch with a lower --learning-rate, or look for broken recordings.",
             )
         self.log("loss", loss.detach(), batch_size=len(batch.texts))
+        return loss
+
+    def _loss(self, batch: Batch, logits: Tensor, lengths: Tensor, encoded: Tensor, share: float) -> Tensor:
+        """(1 - share) CTC(vocabulary) + share CTC(characters), per token."""
+        loss = torch.zeros(())
+        if share < 1:
+            loss = (1 - share) * ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
+        if share > 0:
+            loss = loss + share * ctc_loss(self.characters(encoded), lengths, batch.characters, batch.character_lengths)
         return loss
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -78,7 +97,7 @@ class Training(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine; vectors (biases, norms) do not decay."""
-        recipe, parameters = self.recipe, [*self.encoder.parameters()]
+        recipe, parameters = self.recipe, [*self.encoder.parameters(), *self.characters.parameters()]
         optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -100,10 +119,10 @@ class Training(L.LightningModule):
         return batch.to(device)
 
 
-def ctc_loss(logits: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
     """Mean over the batch of the negative log-likelihood per token, in float32; logits (B, T', V)."""
     log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)
-    return F.ctc_loss(log_probabilities, batch.targets, lengths, batch.target_lengths, blank=BLANK_ID, zero_infinity=True)
+    return F.ctc_loss(log_probabilities, targets, lengths, target_lengths, blank=BLANK_ID, zero_infinity=True)
 
 
 def draw_context(recipe: Recipe, step: int) -> Context:

@@ -19,8 +19,8 @@ class Recipe:
 
     preset: str = "tiny"
     norm: Literal["batch", "layer"] = "batch"
-    vocabulary_size: int = 256  # word pieces: a third of the tokens that characters would be, each with more to go by
-    epochs: int = 30
+    vocabulary_size: int = 512  # word pieces; most of what the corpus says is then one token a word
+    epochs: int = 7
     seed: int = 0
     batch_seconds: float = 56.0  # of speech; about 16 utterances of a voice assistant
     peak_learning_rate: float = 2e-3
@@ -30,6 +30,8 @@ class Recipe:
     largest_gradient: float = 5.0
     dropout: float = 0.0  # the augmentation regularizes a small network enough, and costs a tenth of dropout's time
     average_decay: float = 0.999
+    character_share: float = 0.3  # of the loss: CTC over characters, from a second head; see module.py
+    characters_first: float = 0.12  # of the steps: characters alone, for a LayerNorm Conformer, which else learns nothing
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -47,6 +49,11 @@ class Recipe:
     def encoder(self, vocabulary_size: int) -> EncoderConfig:
         """The encoder that is trained."""
         return replace(preset(self.preset, norm=self.norm, vocabulary_size=vocabulary_size), dropout=self.dropout)
+
+    def character_share_at(self, step: int, steps: int) -> float:
+        """The share of the loss over characters at a step."""
+        alone = self.norm == "layer" and step < self.characters_first * steps
+        return 1.0 if alone else self.character_share
 
     def learning_rate_factor(self, step: int, steps: int) -> float:
         """The learning rate of a step, as a share of the peak: a linear warm-up, then half a cosine to the last rate."""

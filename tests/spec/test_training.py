@@ -91,7 +91,7 @@ def test_the_loss_falls_on_a_handful_of_utterances(corpus: Path, norm: str) -> N
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=5e-3)
     losses = []
     for _ in range(60):
-        loss = ctc_loss(*encoder(batch.features, batch.lengths), batch)
+        loss = ctc_loss(*encoder(batch.features, batch.lengths), batch.targets, batch.target_lengths)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -143,6 +143,15 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(
     monkeypatch.undo()
     resumed = weights(fit(train_set, dev, tmp_path / "cut", recipe, config, TOKENS, resume=True))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to")  # to log without a trainer
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_characters_are_learnt_beside_the_vocabulary_if_they_have_a_share(corpus: Path, share: float) -> None:
+    training = Training(Encoder(SMALL), TOKENS, replace(QUICK, character_share=share), steps=1)
+    training.training_step(next(iter(speech(corpus, "train").batches(TOKENS, 100.0))), 0).backward()
+    assert (training.characters.weight.grad is not None) == (share > 0)
+    assert training.averaged.state_dict().keys() == Encoder(SMALL).state_dict().keys()
 
 
 def test_a_used_folder_is_not_trained_over(corpus: Path, tmp_path: Path) -> None:
@@ -252,8 +261,8 @@ def test_masks_hide_a_limited_share() -> None:
     how = Augmentation()
     for seed in range(30):
         masked = mask(torch.ones(50, 80), how, Generator().manual_seed(seed))
-        assert int((masked == 0).all(dim=1).sum()) <= 2 * 0.08 * 50
-        assert int((masked == 0).all(dim=0).sum()) <= 2 * 14
+        assert int((masked == 0).all(dim=1).sum()) <= 2 * how.time_mask_share * 50
+        assert int((masked == 0).all(dim=0).sum()) <= 2 * how.frequency_mask_bins
 
 
 def test_some_steps_stream_and_the_others_hear_everything() -> None:
@@ -267,6 +276,13 @@ def test_the_learning_rate_warms_up_and_ends_low() -> None:
     assert factors.index(max(factors)) == pytest.approx(80, abs=1)
     assert max(factors) == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_only_a_layer_norm_conformer_begins_with_characters_alone() -> None:
+    shares = {
+        norm: [replace(QUICK, norm=norm).character_share_at(step, 100) for step in (0, 11, 12)] for norm in ("batch", "layer")
+    }
+    assert shares == {"batch": [0.3, 0.3, 0.3], "layer": [1.0, 1.0, 0.3]}
 
 
 def test_no_epochs_are_refused() -> None:
