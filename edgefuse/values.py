@@ -92,6 +92,21 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Streaming:
+    """How an entry goes on from chunk to chunk.
+
+    Attributes:
+        chunk: encoder frames of 40 ms that it takes at once.
+        left: encoder frames before the chunk that its attention sees.
+        states: name of an input to the name of the output that holds it for the next chunk; an utterance begins with zeros.
+    """
+
+    chunk: int
+    left: int
+    states: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One way into an artifact: a graph of fixed shape.
 
@@ -100,12 +115,14 @@ class Entry:
         graph: the deployment graph in float32 and evaluation mode; positional inputs and outputs in the order of the specs.
         inputs: what it takes.
         outputs: what it gives.
+        streaming: how it goes on from chunk to chunk; None for an entry that takes whole utterances.
     """
 
     name: str
     graph: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    streaming: Streaming | None = None
 
     def example(self) -> tuple[Tensor, ...]:
         """Zeros of the shape of each input, to trace with."""
@@ -140,6 +157,7 @@ class Artifact:
         inputs: per entry, the specs of its inputs.
         outputs: per entry, the specs of its outputs.
         parent: digest of the folded model.
+        streaming: of each entry that streams, how.
     """
 
     target: str
@@ -148,6 +166,7 @@ class Artifact:
     inputs: Mapping[str, tuple[TensorSpec, ...]]
     outputs: Mapping[str, tuple[TensorSpec, ...]]
     parent: str
+    streaming: Mapping[str, Streaming] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

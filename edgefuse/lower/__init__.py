@@ -1,6 +1,6 @@
-"""From a folded model to the graphs that the runtimes get: fixed shapes, one utterance, the fastest layouts."""
+"""From a folded model to the graphs that the runtimes get: fixed shapes, one utterance or one chunk, the fastest layouts."""
 
-from edgefuse.lower.graph import DeploymentGraph
-from edgefuse.lower.program import entry_name, lower, program_of
+from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
+from edgefuse.lower.program import Chunks, lower, program_of
 
-__all__ = ["DeploymentGraph", "entry_name", "lower", "program_of"]
+__all__ = ["Chunks", "DeploymentGraph", "StreamingGraph", "lower", "program_of"]

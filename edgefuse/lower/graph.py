@@ -1,4 +1,4 @@
-"""The deployment graph: one utterance of a fixed length, in the layouts that are fastest on all three runtimes.
+"""The deployment graphs, in the layouts that are fastest on all three runtimes: an utterance of a fixed length, or a chunk.
 
 Every rewrite is exact:
 
@@ -10,6 +10,9 @@ Every rewrite is exact:
 
 The utterance may be shorter than the graph: `length` hides the keys behind its end, and because every convolution is causal
 nothing else of the padding can reach a valid frame.
+
+A chunk has caches beside it, one tensor per layer and kind, each given back as the next chunk wants it. Keys are cached without
+their positions, which count from the start of the window and so move with every chunk.
 """
 
 import torch
@@ -50,11 +53,54 @@ class DeploymentGraph(nn.Module):
     def forward(self, features: Tensor, length: Tensor) -> Tensor:
         """Logits of one utterance; frames behind `length` are meaningless."""
         hidden = torch.clamp(length - self.last_frame, -1.0, 0.0) * self.score  # (1, 1, T): 0 where valid, -10000 where not
-        x = self.subsampling(features)
+        x = self.subsampling(F.pad(features, (0, 0, SUBSAMPLING_HISTORY, 0)))
         for block in self.blocks:
             x = block(x, hidden)
         logits: Tensor = self.ctc(self.norm(x))
         return logits
+
+
+class StreamingGraph(nn.Module):
+    """features (1, 4 chunk, mels), length (1,), caches -> logits (1, chunk, vocabulary_size), caches for the next chunk.
+
+    The caches, all zeros at the start of an utterance: `past` (1,), how many of the cached frames there are by now; the last
+    feature frames (1, 3, mels); and per layer keys and values (1, left, d) and the convolution's last inputs (1, kernel - 1, w).
+    After a chunk that is shorter than the graph, the last one, the caches are meaningless.
+    """
+
+    first_frame: Tensor
+    last_frame: Tensor
+    score: Tensor
+    step: Tensor
+
+    def __init__(self, encoder: Encoder, chunk: int, left: int) -> None:
+        """Build it from an encoder for chunks after a past, both in encoder frames; weights are shared, not copied."""
+        super().__init__()
+        self.left = left
+        reach = left + chunk
+        self.subsampling = _Subsampling(encoder.subsampling)
+        table = encoder.table[:, :reach]
+        self.blocks = nn.ModuleList([_Block(block, table) for block in encoder.blocks if isinstance(block, Block)])
+        self.norm = _norm(encoder.norm)
+        self.ctc = encoder.ctc
+        frames = torch.arange(reach, dtype=torch.float32)[None, None] - left  # 0 is the chunk's first
+        self.register_buffer("first_frame", frames)
+        self.register_buffer("last_frame", frames + 1)
+        self.register_buffer("score", torch.tensor([HIDDEN]))
+        self.register_buffer("step", torch.tensor([float(chunk)]))
+
+    def forward(self, features: Tensor, length: Tensor, past: Tensor, history: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        """Logits of one chunk, those behind `length` meaningless, and the next caches in the order of the given ones."""
+        before = torch.clamp(self.first_frame + past, -1.0, 0.0)  # -1 where nothing has been said yet
+        behind = torch.clamp(length - self.last_frame, -1.0, 0.0)  # -1 where nothing is said any more
+        hidden = (before + behind) * self.score
+        frames = torch.cat((history, features), dim=1)
+        x = self.subsampling(frames)
+        following = [torch.clamp(past + self.step, 0.0, float(self.left)), frames[:, -SUBSAMPLING_HISTORY:]]
+        for block, keys, values, inputs in zip(self.blocks, caches[::3], caches[1::3], caches[2::3], strict=True):
+            x, *renewed = block.stream(x, hidden, keys, values, inputs)
+            following += renewed
+        return (self.ctc(self.norm(x)), *following)
 
 
 class _Subsampling(nn.Module):
@@ -64,9 +110,9 @@ class _Subsampling(nn.Module):
         self.linear = _linear(source.linear)
         self.scale = source.scale
 
-    def forward(self, features: Tensor) -> Tensor:
-        padded = F.pad(features, (0, 0, SUBSAMPLING_HISTORY, 0))
-        x = padded.reshape(1, 1, padded.shape[1], padded.shape[2])
+    def forward(self, frames: Tensor) -> Tensor:
+        """(1, SUBSAMPLING_HISTORY + 4T, mels) to (1, T, d)."""
+        x = frames.reshape(1, 1, frames.shape[1], frames.shape[2])
         x = F.relu(self.conv2(F.relu(self.conv1(x)))).permute(0, 2, 3, 1)
         embedded: Tensor = self.linear(x.reshape(1, x.shape[1], x.shape[2] * x.shape[3]))
         return embedded if self.scale == 1.0 else embedded * self.scale
@@ -88,6 +134,16 @@ class _Block(nn.Module):
         x = x + self.convolution(x)
         x = x + self._step(self.feed_forward(x))
         return self.norm_final(x)  # type: ignore[no-any-return]
+
+    def stream(self, x: Tensor, hidden: Tensor, keys: Tensor, values: Tensor, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The same for a chunk: x, and the caches as the next chunk wants them."""
+        x = x + self._step(self.macaron(x))
+        mixed, keys, values = self.attention.stream(self.norm_attention(x), hidden, keys, values)
+        x = x + mixed
+        convolved, inputs = self.convolution.stream(x, inputs)
+        x = x + convolved
+        x = x + self._step(self.feed_forward(x))
+        return self.norm_final(x), keys, values, inputs
 
     def _step(self, x: Tensor) -> Tensor:
         return x if self.half_step == 1.0 else x * self.half_step
@@ -126,11 +182,18 @@ class _Attention(nn.Module):
                 self.register_buffer("u", source.u.flatten().clone())
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        k = self.key(x)
+        return self._attend(x, self.key(x), self.value(x), hidden)
+
+    def stream(self, x: Tensor, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for a chunk, over the cached keys and values (1, left, d) as well: the mix, and both caches renewed."""
+        keys, values = torch.cat((keys, self.key(x)), dim=1), torch.cat((values, self.value(x)), dim=1)
+        return self._attend(x, keys, values, hidden), keys[:, x.shape[1] :], values[:, x.shape[1] :]
+
+    def _attend(self, x: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
         if self.relative:
-            k, hidden = k + self.p, hidden + self.bias
-        scores = torch.bmm(self._split(self._queries(x)), self._split(k).transpose(1, 2)) + hidden
-        mixed = torch.bmm(torch.softmax(scores, dim=-1), self._split(self.value(x)))
+            keys, hidden = keys + self.p, hidden + self.bias
+        scores = torch.bmm(self._split(self._queries(x)), self._split(keys).transpose(1, 2)) + hidden
+        mixed = torch.bmm(torch.softmax(scores, dim=-1), self._split(values))
         return self.output(mixed.transpose(0, 1).reshape(x.shape))  # type: ignore[no-any-return]
 
     def _queries(self, x: Tensor) -> Tensor:
@@ -153,8 +216,17 @@ class _Convolution(nn.Module):
         self.depthwise_norm = _norm(source.depthwise.norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.gate(self.pointwise1(self.norm(x)))
-        x = F.pad(x, (0, 0, self.history, 0))
+        return self._convolve(F.pad(self._inputs(x), (0, 0, self.history, 0)))
+
+    def stream(self, x: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a chunk, after the last inputs of the depthwise convolution (1, kernel - 1, w); and these renewed."""
+        inputs = torch.cat((inputs, self._inputs(x)), dim=1)
+        return self._convolve(inputs), inputs[:, x.shape[1] :]
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        return self.gate(self.pointwise1(self.norm(x)))  # type: ignore[no-any-return]
+
+    def _convolve(self, x: Tensor) -> Tensor:
         x = self.depthwise(x.reshape(1, 1, x.shape[1], x.shape[2]).permute(0, 3, 1, 2))
         if isinstance(self.depthwise_norm, nn.Identity):
             x = self.activation(x)  # before the axes move back: runtimes fuse it into the convolution

@@ -1,74 +1,125 @@
-"""A folded model and the lengths that are wanted, as a `Program`."""
+"""A folded model, and the lengths and chunks that are wanted, as a `Program`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import UsageError
-from edgefuse.lower.graph import DeploymentGraph
+from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
 from edgefuse.model import SUBSAMPLING, Encoder
-from edgefuse.values import Checkpoint, Entry, FoldedModel, Precision, Program, TensorSpec
+from edgefuse.model.config import SUBSAMPLING_HISTORY
+from edgefuse.values import Checkpoint, Entry, FoldedModel, Precision, Program, Streaming, TensorSpec
 
 HOP_MS = 10  # one feature frame
 ENCODER_HOP_MS = HOP_MS * SUBSAMPLING
 LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
+NEXT = "_next"  # behind the name of a cache: the output that holds it for the next chunk
 
 
-def lower(folded: FoldedModel, seconds: Sequence[float], precision: Precision) -> Program:
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """A streaming entry that is wanted, in milliseconds: what it takes at once, and the past that it sees."""
+
+    chunk_ms: float
+    left_context_ms: float
+
+
+def lower(folded: FoldedModel, seconds: Sequence[float], precision: Precision, chunks: Sequence[Chunks] = ()) -> Program:
     """The deployment graphs of a folded model; see `program_of`."""
-    return program_of(folded.checkpoint, seconds, precision)
+    return program_of(folded.checkpoint, seconds, precision, chunks)
 
 
-def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Precision) -> Program:
-    """One entry per length, of any checkpoint: an unfolded one keeps its norms, which is for comparisons.
+def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Precision, chunks: Sequence[Chunks] = ()) -> Program:
+    """One entry per length and per kind of chunk, of any checkpoint: an unfolded one keeps its norms, which is for comparisons.
 
-    Lengths are rounded up to whole encoder frames of 40 ms, and named in milliseconds.
+    Lengths, chunks and contexts are rounded up to whole encoder frames of 40 ms, and named in milliseconds.
 
     Raises:
-        UsageError: no length, or one outside the model's reach.
+        UsageError: neither a length nor a chunk, or one outside the model's reach.
     """
-    lengths = sorted({_whole_frames(s) for s in seconds})
-    if not lengths:
-        raise UsageError("An artifact needs a length.", hint="For example: --seconds 5.12")
-    if precision == "fp16" and lengths[-1] > LONGEST_FP16:
+    lengths = sorted({_whole_frames(s * 1000, "length") for s in seconds})
+    contexts = sorted({(_whole_frames(c.chunk_ms, "chunk"), _whole_frames(c.left_context_ms, "left context")) for c in chunks})
+    if not lengths and not contexts:
+        raise UsageError("An artifact needs an entry.", hint="For example: --seconds 5.12, or --chunk-ms 640")
+    longest = max([*lengths, *(chunk + left for chunk, left in contexts)])
+    if longest > checkpoint.config.max_frames:
         raise UsageError(
-            f"fp16 counts frames up to {LONGEST_FP16 * ENCODER_HOP_MS / 1000:g} seconds; behind that, padding could leak.",
+            f"The model reaches {_seconds(checkpoint.config.max_frames)} seconds, not {_seconds(longest)}.",
+            hint="Ask for less with --seconds, or with --chunk-ms and --left-context-ms.",
+        )
+    if precision == "fp16" and longest > LONGEST_FP16:
+        raise UsageError(
+            f"fp16 counts frames up to {_seconds(LONGEST_FP16)} seconds; behind that, padding could leak.",
             hint="Ask for less with --seconds, or for --precision fp32.",
         )
     encoder = encoder_of(checkpoint)
-    return Program(tuple(_entry(encoder, frames) for frames in lengths), precision, parent=checkpoint.digest)
+    entries = (*(_offline(encoder, frames) for frames in lengths), *(_stream(encoder, *context) for context in contexts))
+    return Program(entries, precision, parent=checkpoint.digest)
 
 
-def entry_name(encoder_frames: int) -> str:
-    """The name of an offline entry, for example "offline_5120ms"."""
-    return f"offline_{encoder_frames * ENCODER_HOP_MS}ms"
+def _seconds(frames: int) -> str:
+    return f"{frames * ENCODER_HOP_MS / 1000:g}"
 
 
-def _whole_frames(seconds: float) -> int:
-    """Encoder frames that hold an utterance of that many seconds."""
-    milliseconds = round(seconds * 1000) if 0 < seconds < 1e6 else 0  # noqa: PLR2004 - NaN and infinity end here too
-    if milliseconds < ENCODER_HOP_MS:
-        raise UsageError(f"A length of {seconds} seconds is none.", hint="For example: --seconds 5.12")
-    return -(-milliseconds // ENCODER_HOP_MS)
-
-
-def _entry(encoder: Encoder, frames: int) -> Entry:
-    config = encoder.config
-    if frames > config.max_frames:
+def _whole_frames(milliseconds: float, what: str) -> int:
+    """Encoder frames that hold so many milliseconds."""
+    whole = round(milliseconds) if 0 < milliseconds < 1e9 else 0  # noqa: PLR2004 - NaN and infinity end here too
+    if whole < ENCODER_HOP_MS:
         raise UsageError(
-            f"The model reaches {config.max_frames * ENCODER_HOP_MS / 1000:g} seconds, not {frames * ENCODER_HOP_MS / 1000:g}.",
-            hint="Ask for less with --seconds, and cut longer recordings.",
+            f"A {what} of {milliseconds:g} ms is none.", hint=f"One encoder frame lasts {ENCODER_HOP_MS} ms; ask for that or more."
         )
+    return -(-whole // ENCODER_HOP_MS)
+
+
+def _offline(encoder: Encoder, frames: int) -> Entry:
+    name = f"offline_{frames * ENCODER_HOP_MS}ms"
+    return Entry(name, DeploymentGraph(encoder, frames).eval(), _speech(encoder, frames), (_logits(encoder, frames),))
+
+
+def _stream(encoder: Encoder, chunk: int, left: int) -> Entry:
+    caches = _caches(encoder, left)
+    renewed = tuple(TensorSpec(f"{spec.name}{NEXT}", spec.shape, spec.dtype, f"`{spec.name}` of the next chunk") for spec in caches)
+    states = {spec.name: after.name for spec, after in zip(caches, renewed, strict=True)}
+    return Entry(
+        f"stream_{chunk * ENCODER_HOP_MS}ms_left_{left * ENCODER_HOP_MS}ms",
+        StreamingGraph(encoder, chunk, left).eval(),
+        (*_speech(encoder, chunk), *caches),
+        (_logits(encoder, chunk), *renewed),
+        Streaming(chunk, left, states),
+    )
+
+
+def _speech(encoder: Encoder, frames: int) -> tuple[TensorSpec, TensorSpec]:
     features = TensorSpec(
         "features",
-        (1, frames * SUBSAMPLING, config.mel_bins),
+        (1, frames * SUBSAMPLING, encoder.config.mel_bins),
         "float32",
-        "normalized log-mel, one frame every 10 ms; zeros after the end of the utterance",
+        f"normalized log-mel, one frame every {HOP_MS} ms; zeros after the end of the utterance",
     )
-    length = TensorSpec("length", (1,), "float32", f"valid encoder frames: feature frames // {SUBSAMPLING}, one every 40 ms")
-    logits = TensorSpec(
-        "logits",
-        (1, frames, config.vocabulary_size),
-        "float32",
-        "unnormalized scores per token, one frame every 40 ms; blank is 0",
+    told = f"valid encoder frames: feature frames // {SUBSAMPLING}, one every {ENCODER_HOP_MS} ms"
+    return features, TensorSpec("length", (1,), "float32", told)
+
+
+def _logits(encoder: Encoder, frames: int) -> TensorSpec:
+    shape = (1, frames, encoder.config.vocabulary_size)
+    return TensorSpec("logits", shape, "float32", f"unnormalized scores per token, one frame every {ENCODER_HOP_MS} ms; blank is 0")
+
+
+def _caches(encoder: Encoder, left: int) -> tuple[TensorSpec, ...]:
+    """In the order in which `StreamingGraph` takes and gives them."""
+    config = encoder.config
+    whole = (
+        TensorSpec("past", (1,), "float32", "cached encoder frames that have been spoken; 0 at the start of an utterance"),
+        TensorSpec("history", (1, SUBSAMPLING_HISTORY, config.mel_bins), "float32", "the last feature frames"),
     )
-    return Entry(entry_name(frames), DeploymentGraph(encoder, frames).eval(), (features, length), (logits,))
+    kinds = (
+        ("keys", (1, left, config.dimension), "attention keys without their positions"),
+        ("values", (1, left, config.dimension), "attention values"),
+        ("inputs", (1, config.kernel - 1, config.conv_width), "last inputs of the depthwise convolution"),
+    )
+    layers = (
+        TensorSpec(f"{kind}_{layer}", shape, "float32", f"{meaning} of block {layer}")
+        for layer in range(config.layers)
+        for kind, shape, meaning in kinds
+    )
+    return (*whole, *layers)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from edgefuse.model.config import EncoderConfig
 from edgefuse.model.layers import NormedLinear
+from edgefuse.model.streaming import Context, chunks, windows
 
-torch.fx.wrap("hide")  # the plan's tracer knows no element type
+torch.fx.wrap("attend")  # the plan's tracer knows no element type and no context
 
 
 def sinusoids(frames: int, dimension: int) -> Tensor:
@@ -23,8 +24,22 @@ def hide(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
+def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, bias: Tensor, mask: Tensor, context: Context) -> Tensor:
+    """softmax(q (k + p)' + b) v: q, k, v (B, H, T, d_k); p (1, H, W, d_k), b (1, H, 1, W) over the W = context.reach(T) keys.
+
+    With a limited past each chunk attends to its own window, in which the positions count.
+    """
+    frames = queries.shape[2]
+    if context.left is not None:
+        queries, keys, values = chunks(queries, context), windows(keys, context), windows(values, context)
+        positions, bias = positions[:, :, None], bias[:, :, None]
+    scores = queries @ (keys + positions).transpose(-2, -1) + bias
+    mixed = torch.softmax(hide(scores, mask), dim=-1) @ values
+    return mixed if context.left is None else mixed.flatten(2, 3)[:, :, :frames]
+
+
 class Attention(nn.Module):
-    """BNo(Wo . softmax(((q + u) k' + (q + v) p') / sqrt(d_k)) v), as WeNet has it: p_j at the absolute key position j.
+    """BNo(Wo . softmax(((q + u) k' + (q + v) p') / sqrt(d_k)) v), as WeNet has it: p_j at the position j of the key.
 
     WeNet's sum is computed in a form that needs one product with the keys instead of two, and whose second term does not
     depend on the query [I, exact algebra]:
@@ -52,16 +67,16 @@ class Attention(nn.Module):
             for name in ("w",) if config.folded else ("u", "v"):
                 self.register_parameter(name, nn.Parameter(torch.zeros(config.heads, config.head_dimension)))
 
-    def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor) -> Tensor:
-        """Attend: x (B, T, d), valid (B, T), mask (B, 1, 1 or T, T) True where a key may be seen, table (1, T, d)."""
-        q, k, v = self.query(x, valid), self.key(x, valid), self.value(x, valid)
+    def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor, context: Context) -> Tensor:
+        """Attend: x (B, T, d), valid (B, T), mask as `attention_mask` makes it, table (1, context.reach(T), d)."""
+        q, k, v = self.query(x, valid), self._split(self.key(x, valid)), self._split(self.value(x, valid))
         if self.relative:
-            p = self.position(table, torch.ones_like(valid[:1]))
-            scores = self._queries(q) @ self._split(k + p).transpose(-2, -1) + self.key_bias(p)
+            p = self.position(table, torch.ones_like(table[..., 0], dtype=torch.bool))
+            mixed = attend(self._queries(q), k, v, self._split(p), self.key_bias(p), mask, context)
         else:
-            scores = self._split(q) * self.scale @ self._split(k).transpose(-2, -1)
-        weights = torch.softmax(hide(scores, mask), dim=-1)
-        return self.output((weights @ self._split(v)).transpose(1, 2).flatten(2), valid)  # type: ignore[no-any-return]
+            nowhere = torch.zeros_like(table[:, None, :1, :1])
+            mixed = attend(self._split(q) * self.scale, k, v, nowhere, nowhere, mask, context)
+        return self.output(mixed.transpose(1, 2).flatten(2), valid)  # type: ignore[no-any-return]
 
     def key_bias(self, p: Tensor) -> Tensor:
         """((v - u) / sqrt(d_k)) p': p (1, T, d) to (1, H, 1, T)."""

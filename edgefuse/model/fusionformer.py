@@ -29,9 +29,10 @@ from edgefuse.model.layers import (
     norm_of_output,
     norm_on_residual,
 )
-from edgefuse.model.streaming import FULL, Context, attention_mask, valid_frames
+from edgefuse.model.streaming import FULL, Context, attention_mask, positions_within, valid_frames
 
 torch.fx.wrap("attention_mask")
+torch.fx.wrap("positions_within")
 torch.fx.wrap("valid_frames")
 
 
@@ -113,10 +114,10 @@ class Block(nn.Module):
         self.norm_final = norm_on_residual(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor, context: Context) -> Tensor:
         """(B, T, d) to (B, T, d)."""
         x = x + self.half_step * self.dropout(self.macaron(x, valid))
-        x = x + self.dropout(self.attention(self.norm_attention(x, valid), valid, mask, table))
+        x = x + self.dropout(self.attention(self.norm_attention(x, valid), valid, mask, table, context))
         x = x + self.dropout(self.convolution(x, valid))
         x = x + self.half_step * self.dropout(self.feed_forward(x, valid))
         return self.norm_final(x, valid)  # type: ignore[no-any-return]
@@ -153,8 +154,9 @@ class Encoder(nn.Module):
         frames = x.shape[1]
         valid = valid_frames(lengths, frames)
         mask = attention_mask(lengths, frames, context)
+        table = positions_within(self.table, frames, context)
         for block in self.blocks:
-            x = block(x, valid, mask, self.table[:, :frames])
+            x = block(x, valid, mask, table, context)
         return self.ctc(self.norm(x, valid)), lengths
 
 

@@ -1,14 +1,17 @@
-"""What a frame may attend to: the whole utterance, or chunks with a limited past. One mask describes both.
+"""What a frame may attend to: the whole utterance, chunks with the whole past, or chunks with a limited past.
 
-The masks are designed with the caches that will replace them: with `chunk` and `left` set, a frame sees its own chunk and the
-`left` frames before that chunk, which is exactly what a streaming step sees with a cache of `left` keys per layer. The
-depthwise convolution is causal; its cache is the last `kernel - 1` inputs of the convolution, and starts as zeros. The
+With `chunk` and `left` set, every chunk has its own window of keys: the `left` frames before it, and itself. That is what a
+streaming step sees with a cache of `left` keys per layer, and positions count from the start of the window [I]: WeNet counts
+them from the start of the utterance [R], and its table, like any that was trained on utterances, ends while the stream goes on.
+
+The depthwise convolution is causal; its cache is the last `kernel - 1` inputs of the convolution, and starts as zeros. The
 subsampling's is the last `SUBSAMPLING_HISTORY` feature frames, and starts as zeros.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edgefuse.errors import UsageError
@@ -28,6 +31,10 @@ class Context:
         if self.left is not None and (self.chunk is None or self.left < 0):
             raise UsageError("A left context needs a chunk and cannot be negative.")
 
+    def reach(self, frames: int) -> int:
+        """How many keys a query may see at most, in an utterance of so many frames: what a table of positions must have."""
+        return frames if self.chunk is None or self.left is None else self.left + self.chunk
+
 
 FULL = Context()
 
@@ -38,13 +45,35 @@ def valid_frames(lengths: Tensor, frames: int) -> Tensor:
 
 
 def attention_mask(lengths: Tensor, frames: int, context: Context) -> Tensor:
-    """Which keys a query may see: (B, 1, 1 or frames, frames), True where it may."""
+    """Which keys a query may see, True where it may.
+
+    Returns:
+        (B, 1, 1 or frames, frames); with a limited past (B, 1, chunks, 1, left + chunk), each chunk's keys by their place in
+        its window.
+    """
     keys = valid_frames(lengths, frames)[:, None, None, :]
     if context.chunk is None:
         return keys
-    frame = torch.arange(frames, device=lengths.device)
-    start = frame // context.chunk * context.chunk
-    seen = frame < (start + context.chunk)[:, None]
     if context.left is not None:
-        seen = seen & (frame >= (start - context.left)[:, None])
-    return keys & seen
+        return windows(keys.transpose(2, 3), context).transpose(3, 4)
+    frame = torch.arange(frames, device=lengths.device)
+    return keys & (frame < (frame // context.chunk * context.chunk + context.chunk)[:, None])
+
+
+def positions_within(table: Tensor, frames: int, context: Context) -> Tensor:
+    """The positions that occur in an utterance of so many frames: (1, max_frames, d) to (1, reach, d)."""
+    return table[:, : context.reach(frames)]
+
+
+def windows(x: Tensor, context: Context) -> Tensor:
+    """What each chunk may see: (B, H, T, d) to (B, H, chunks, left + chunk, d); zeros (False) where there is nothing."""
+    assert context.chunk is not None and context.left is not None, "there are no windows without a chunk and a left context"  # noqa: S101, PT018 - the callers' duty
+    behind = -x.shape[2] % context.chunk
+    return F.pad(x, (0, 0, context.left, behind)).unfold(2, context.left + context.chunk, context.chunk).transpose(3, 4)
+
+
+def chunks(x: Tensor, context: Context) -> Tensor:
+    """(B, H, T, d) to (B, H, chunks, chunk, d); zeros behind the end."""
+    assert context.chunk is not None, "there are no chunks without a size"  # noqa: S101 - the callers' duty
+    padded = F.pad(x, (0, 0, 0, -x.shape[2] % context.chunk))
+    return padded.reshape(*x.shape[:2], -1, context.chunk, x.shape[3])
