@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgefuse.frontend.log_mel import FrontendSpec
 from edgefuse.model.config import EncoderConfig
-from edgefuse.values import PRECISIONS, Artifact, Check, Precision, Refusal, Structure, TensorSpec, Verdict
+from edgefuse.values import PRECISIONS, Artifact, Check, Precision, Refusal, Streaming, Structure, TensorSpec, Verdict
 from edgefuse.verify.wer import WordErrors
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class Golden:
     """An utterance and the right answer.
 
     Attributes:
-        identity: of the utterance in the test set, or "full_5120ms" for speech that fills an entry to its last frame.
+        identity: of the utterance in the test set, or "full_" and an entry, for speech that fills it to its last frame (where
+            it streams: its caches too, and half of the last chunk).
         text: what is said, "" where several utterances were joined.
         features: (T, mel_bins) float32, normalized.
         logits: (T // 4, vocabulary_size) float64, of the folded model, without any padding.
@@ -58,17 +59,15 @@ class Golden:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the model said of the test set before it became an artifact.
+    """What the model said of the test set before it became an artifact, with the context of one mode.
 
     Attributes:
-        speech: digest of the test set.
         utterances: how many of it fit into the longest entry.
         errors: of the checkpoint in PyTorch, float32.
         alignments: per utterance the best token of each frame, of the folded model in float64.
         goldens: utterances with every logit.
     """
 
-    speech: str
     utterances: int
     errors: WordErrors
     alignments: Mapping[str, tuple[int, ...]]
@@ -77,10 +76,9 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What was measured on one artifact; whether that is enough is the gate's to say.
+    """What was measured on one artifact in one mode; whether that is enough is the gate's to say.
 
     Attributes:
-        structure: read from the artifact.
         snr_db: the worst golden vector's, through every entry that holds it; padding is zeros.
         padded_snr_db: the same, padding is loud noise.
         agreeing_frames: frames of the test set whose best token is the reference's.
@@ -88,7 +86,6 @@ class Findings:
         errors: word errors of the artifact on the test set.
     """
 
-    structure: Structure
     snr_db: float
     padded_snr_db: float
     agreeing_frames: int
@@ -103,12 +100,13 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One artifact of a bundle, what was found in it, and what the gate says of it."""
+    """One artifact of a bundle, what was found in it, in each mode, and what the gate says of it."""
 
     artifact: Artifact
     size_bytes: int
     digest: str
-    findings: Findings
+    structure: Structure
+    findings: Mapping[str, Findings]
     verdict: Verdict
 
 
@@ -127,7 +125,8 @@ class Bundle:
         folds: how many sites were folded.
         refusals: the sites that were not, and why.
         fold_error: relative, end to end, in float64.
-        reference: what the model said of the test set.
+        speech: digest of the test set.
+        references: what the model said of the test set, in each mode.
         exports: the artifacts.
         tools: versions of what made it.
     """
@@ -142,7 +141,8 @@ class Bundle:
     folds: int
     refusals: tuple[Refusal, ...]
     fold_error: float
-    reference: Reference
+    speech: str
+    references: Mapping[str, Reference]
     exports: tuple[Export, ...]
     tools: Mapping[str, str]
 
@@ -154,7 +154,6 @@ class Bundle:
 
 def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What stands in `edgefuse.json`, its own digest apart; `files` maps relative paths to size and sha256."""
-    reference = bundle.reference
     return {
         "schema": SCHEMA,
         "model": {"name": bundle.config.name, "config": bundle.config.to_json(), "tokens": "tokens.txt"},
@@ -176,10 +175,12 @@ def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str,
             "relative_error_float64": bundle.fold_error,
         },
         "reference": {
-            "speech": reference.speech,
-            "utterances": reference.utterances,
-            "errors": dataclasses.asdict(reference.errors),
+            "speech": bundle.speech,
             "golden": "golden",
+            "modes": {
+                mode: {"utterances": reference.utterances, "errors": dataclasses.asdict(reference.errors)}
+                for mode, reference in bundle.references.items()
+            },
         },
         "artifacts": [_export_to_json(bundle.folder, export) for export in bundle.exports],
         "tools": dict(sorted(bundle.tools.items())),
@@ -187,7 +188,7 @@ def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str,
     }
 
 
-def from_json(folder: Path, fields: Mapping[str, Any], tokens: tuple[str, ...], reference: Reference) -> Bundle:
+def from_json(folder: Path, fields: Mapping[str, Any], tokens: tuple[str, ...], references: Mapping[str, Reference]) -> Bundle:
     """Read what `to_json` wrote; a KeyError, TypeError or ValueError means that it did not."""
     frontend = {f.name: fields["frontend"][f.name] for f in dataclasses.fields(FrontendSpec)}
     return Bundle(
@@ -201,46 +202,48 @@ def from_json(folder: Path, fields: Mapping[str, Any], tokens: tuple[str, ...], 
         folds=fields["plan"]["folded_sites"],
         refusals=tuple(Refusal(**refusal) for refusal in fields["plan"]["refusals"]),
         fold_error=fields["plan"]["relative_error_float64"],
-        reference=reference,
+        speech=fields["reference"]["speech"],
+        references=references,
         exports=tuple(_export_from_json(folder, fields, export) for export in fields["artifacts"]),
         tools=fields["tools"],
     )
 
 
 def _export_to_json(folder: Path, export: Export) -> dict[str, Any]:
-    artifact, findings = export.artifact, export.findings
+    artifact = export.artifact
     return {
         "target": artifact.target,
         "path": artifact.path.relative_to(folder).as_posix(),
         "size_bytes": export.size_bytes,
         "digest": export.digest,
-        "entries": {
-            name: {
-                "inputs": [dataclasses.asdict(spec) for spec in artifact.inputs[name]],
-                "outputs": [dataclasses.asdict(spec) for spec in artifact.outputs[name]],
-            }
-            for name in artifact.inputs
-        },
-        "findings": findings_to_json(findings),
+        "entries": {name: _entry_to_json(artifact, name) for name in artifact.inputs},
+        "structure": structure_to_json(export.structure),
+        "findings": {mode: dataclasses.asdict(findings) for mode, findings in export.findings.items()},
         "verdict": verdict_to_json(export.verdict),
     }
 
 
-def findings_to_json(findings: Findings) -> dict[str, Any]:
-    """Every number that was measured."""
+def structure_to_json(structure: Structure) -> dict[str, Any]:
+    """What is inside an artifact."""
     return {
-        "structure": {
-            "operators": dict(sorted(findings.structure.operators.items())),
-            "normalizations": list(findings.structure.normalizations),
-            "partitions": findings.structure.partitions,
-            "outside": dict(sorted(findings.structure.outside.items())),
-        },
-        "snr_db": findings.snr_db,
-        "padded_snr_db": findings.padded_snr_db,
-        "agreeing_frames": findings.agreeing_frames,
-        "frames": findings.frames,
-        "errors": dataclasses.asdict(findings.errors),
+        "operators": dict(sorted(structure.operators.items())),
+        "normalizations": list(structure.normalizations),
+        "partitions": structure.partitions,
+        "outside": dict(sorted(structure.outside.items())),
     }
+
+
+def _entry_to_json(artifact: Artifact, name: str) -> dict[str, Any]:
+    """The contract of one entry; `streaming` is how an application goes on from chunk to chunk."""
+    specs = {
+        "inputs": [dataclasses.asdict(spec) for spec in artifact.inputs[name]],
+        "outputs": [dataclasses.asdict(spec) for spec in artifact.outputs[name]],
+    }
+    if name not in artifact.streaming:
+        return specs
+    how = artifact.streaming[name]
+    told = {"chunk_frames": how.chunk, "left_context_frames": how.left, "look_ahead_frames": 0, "states": dict(how.states)}
+    return {**specs, "streaming": told}
 
 
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
@@ -249,7 +252,7 @@ def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def _export_from_json(folder: Path, bundle: Mapping[str, Any], fields: Mapping[str, Any]) -> Export:
-    target, findings = fields["target"], fields["findings"]
+    target = fields["target"]
     artifact = Artifact(
         target=target,
         path=folder / fields["path"],
@@ -257,16 +260,23 @@ def _export_from_json(folder: Path, bundle: Mapping[str, Any], fields: Mapping[s
         inputs={name: _specs(entry["inputs"]) for name, entry in fields["entries"].items()},
         outputs={name: _specs(entry["outputs"]) for name, entry in fields["entries"].items()},
         parent=bundle["lineage"]["folded"],
+        streaming={name: _streaming(entry["streaming"]) for name, entry in fields["entries"].items() if "streaming" in entry},
     )
-    structure = Structure(**{**findings["structure"], "normalizations": tuple(findings["structure"]["normalizations"])})
-    measured = Findings(**{**findings, "structure": structure, "errors": WordErrors(**findings["errors"])})
+    structure = Structure(**{**fields["structure"], "normalizations": tuple(fields["structure"]["normalizations"])})
+    findings = {
+        mode: Findings(**{**found, "errors": WordErrors(**found["errors"])}) for mode, found in fields["findings"].items()
+    }
     checks = tuple(Check(**check) for check in fields["verdict"]["checks"])
     verdict = Verdict(target, fields["verdict"]["how"], checks, parent=fields["digest"])
-    return Export(artifact, fields["size_bytes"], fields["digest"], measured, verdict)
+    return Export(artifact, fields["size_bytes"], fields["digest"], structure, findings, verdict)
 
 
 def _specs(specs: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in specs)
+
+
+def _streaming(fields: Mapping[str, Any]) -> Streaming:
+    return Streaming(fields["chunk_frames"], fields["left_context_frames"], fields["states"])
 
 
 def _precision(name: str) -> Precision:

@@ -18,6 +18,7 @@ from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, 
 from edgefuse.values import PRECISIONS
 
 if TYPE_CHECKING:
+    from edgefuse.lower import Chunks
     from edgefuse.values import Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
@@ -52,6 +53,12 @@ def output_options(command: Command) -> Command:
     return click.option("-o", "--output", type=PATH, required=True, help="The folder to write; it must not exist.")(command)
 
 
+def left_context_option(command: Command) -> Command:
+    """`--left-context-ms`, beside every `--chunk-ms`."""
+    told = "The past that a chunk sees."
+    return click.option("--left-context-ms", type=float, default=2560, show_default=True, help=told)(command)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgefuse")
 def cli() -> None:
@@ -78,14 +85,20 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 @click.argument("checkpoint", type=PATH)
 @output_options
 @click.option("--reestimate", type=PATH, metavar="SPEECH", help="First estimate the batch statistics again, on this speech.")
+@click.option("--chunk-ms", type=float, help="Estimate them in chunks of so long.")
+@left_context_option
 @verbose_option
-def fold(checkpoint: Path, output: Path, overwrite: bool, reestimate: Path | None) -> None:
+def fold(
+    checkpoint: Path, output: Path, overwrite: bool, reestimate: Path | None, chunk_ms: float | None, left_context_ms: float
+) -> None:
     """Fold every norm of CHECKPOINT into its neighbours, in float64, and write the folded model."""
+    from edgefuse.lower import Chunks
     from edgefuse.refold import refold
     from edgefuse.report import rows, terminal
 
+    chunks = None if chunk_ms is None else Chunks(chunk_ms, left_context_ms)
     with terminal.step("Folding"):
-        folded, exact = refold(checkpoint, output, speech=reestimate, overwrite=overwrite)
+        folded, exact = refold(checkpoint, output, speech=reestimate, chunks=chunks, overwrite=overwrite)
     click.echo(rows.fold_line(folded, exact, output))
 
 
@@ -95,6 +108,8 @@ def fold(checkpoint: Path, output: Path, overwrite: bool, reestimate: Path | Non
 @click.option("--all", "every", is_flag=True, help="Every target.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance; may be given several times.  [default: 5.12]")
+@click.option("--chunk-ms", type=float, help="Stream, in chunks of so long; with --seconds, both in one artifact.")
+@left_context_option
 @output_options
 @click.option("--speech", type=PATH, help="Verify on this folder of speech instead of the shipped one.")
 @click.option("--baseline", type=PATH, metavar="CHECKPOINT", help="Time this checkpoint in turns with it; it is not kept.")
@@ -106,6 +121,8 @@ def export(
     every: bool,
     precision: Precision,
     seconds: tuple[float, ...],
+    chunk_ms: float | None,
+    left_context_ms: float,
     output: Path,
     overwrite: bool,
     speech: Path | None,
@@ -114,11 +131,11 @@ def export(
 ) -> None:
     """Fold CHECKPOINT and make a bundle of artifacts, each verified on speech."""
     chosen = _targets(targets, every=every)
-    from edgefuse.pipeline import SECONDS, Order
+    from edgefuse.pipeline import Order
     from edgefuse.pipeline import export as run
     from edgefuse.report import rows, terminal
 
-    order = Order(chosen, precision, seconds or SECONDS, speech, baseline)
+    order = Order(chosen, precision, *_shapes(seconds, chunk_ms, left_context_ms), speech, baseline)
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
@@ -212,20 +229,34 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 
 @cli.command()
 @click.option("--preset", default="small", show_default=True, help="tiny, small or base.")
-@click.option("--seconds", type=float, default=5.12, show_default=True)
+@click.option("--seconds", type=float, multiple=True, help="Longest utterance.  [default: 5.12, without --chunk-ms]")
+@click.option("--chunk-ms", type=float, help="Time chunks of so long.")
+@left_context_option
 @click.option("--target", "-t", "targets", multiple=True, help="See `edgefuse targets`; may be given several times.")
 @click.option("--all", "every", is_flag=True, help="Every target.")
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--rounds", type=int, default=40, show_default=True)
 @verbose_option
 @json_option
-def bench(preset: str, seconds: float, targets: tuple[str, ...], every: bool, threads: int, rounds: int, as_json: bool) -> None:
+def bench(
+    preset: str,
+    seconds: tuple[float, ...],
+    chunk_ms: float | None,
+    left_context_ms: float,
+    targets: tuple[str, ...],
+    every: bool,
+    threads: int,
+    rounds: int,
+    as_json: bool,
+) -> None:
     """Time a FusionFormer, folded and not, against the LayerNorm Conformer, in turns, on this host."""
     chosen = _targets(targets, every=every)
     from edgefuse.bench import Routine, compare
     from edgefuse.report import rows, terminal
 
-    measured = compare(preset, seconds, chosen, Routine(rounds=rounds), threads, terminal.step)
+    lengths, chunks = _shapes(seconds, chunk_ms, left_context_ms)
+    routine = Routine(rounds=rounds)
+    measured = compare(preset, chosen, routine, seconds=lengths, chunks=chunks, threads=threads, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.comparisons_json(measured))
     else:
@@ -244,6 +275,7 @@ def bench(preset: str, seconds: float, targets: tuple[str, ...], every: bool, th
 @click.option("--threads", type=int, default=1, show_default=True)
 @click.option("--vocabulary", "vocabulary_size", type=int, help="Tokens; 29 are the characters.  [default: the recipe's]")
 @click.option("--learning-rate", "peak_learning_rate", type=float, help="Of the peak.  [default: the recipe's]")
+@click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
 @click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with its weights; its vocabulary may be another.")
 @click.option("--resume", is_flag=True, help="Go on from the last whole epoch.")
 @json_option
@@ -267,6 +299,18 @@ def train(
         terminal.show_json(rows.trained_json(trained))
     else:
         terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
+
+
+def _shapes(
+    seconds: tuple[float, ...], chunk_ms: float | None, left_context_ms: float
+) -> tuple[tuple[float, ...], tuple[Chunks, ...]]:
+    """The lengths and the chunks that were asked for; without either, one length."""
+    from edgefuse.lower import Chunks
+    from edgefuse.pipeline import SECONDS
+
+    if chunk_ms is None:
+        return seconds or SECONDS, ()
+    return seconds, (Chunks(chunk_ms, left_context_ms),)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -15,13 +15,13 @@ from edgefuse.bundle import Bundle, Export
 from edgefuse.errors import GateFailed, Refused, UsageError
 from edgefuse.fold import fold
 from edgefuse.foreign import in_words
-from edgefuse.lower import lower
+from edgefuse.lower import Chunks, lower
 from edgefuse.packages import versions
-from edgefuse.recognize import Heard, frontend_of, hear, longest
+from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.refold import fold_exactly
 from edgefuse.speech import read_speech, shipped
 from edgefuse.target import Target, find
-from edgefuse.values import Artifact, Fold, Precision, Program, Refusal
+from edgefuse.values import Artifact, Fold, FoldedModel, Precision, Program, Refusal
 from edgefuse.verify.examine import examine
 from edgefuse.verify.gate import judge
 from edgefuse.verify.reference import refer
@@ -44,6 +44,7 @@ class Order:
         targets: names on the shelf.
         precision: of every artifact.
         seconds: longest utterances, one entry each.
+        chunks: streaming entries.
         speech: the folder of the test set; the shipped one by default.
         baseline: another checkpoint, say the LayerNorm Conformer that this one replaces: it is exported to the same targets,
             timed in turns with them, and not kept.
@@ -52,17 +53,18 @@ class Order:
     targets: tuple[str, ...]
     precision: Precision = "fp32"
     seconds: tuple[float, ...] = SECONDS
+    chunks: tuple[Chunks, ...] = ()
     speech: Path | None = None
     baseline: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A bundle, and what was just found out about its artifacts: the verdicts, and the pace on this host of each target."""
+    """A bundle, and what was just found out about its artifacts: the verdicts, and the pace here by target and mode."""
 
     bundle: Bundle
     exports: tuple[Export, ...]
-    paces: Mapping[str, Pace]
+    paces: Mapping[str, Mapping[str, Pace]]
 
     @property
     def passed(self) -> bool:
@@ -76,15 +78,14 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
     shelf = {name: find(name) for name in order.targets}
     with tell("Checking the checkpoint"):
         checkpoint = checkpoints.read(folder)
-        other = lower(fold(checkpoints.read(order.baseline)), order.seconds, order.precision) if order.baseline else None
+        other = _lower(fold(checkpoints.read(order.baseline)), order) if order.baseline else None
     with tell("Folding"):
         folded, exact = fold_exactly(folder, checkpoint)
-    program, frontend = lower(folded, order.seconds, order.precision), frontend_of(checkpoint)
-    inputs = {entry.name: entry.inputs for entry in program.entries}
+    program, frontend = _lower(folded, order), frontend_of(checkpoint)
     with tell("Listening to the test set in PyTorch"):
         test_set = read_speech(order.speech or shipped())
-        heard = hear(test_set, frontend, longest(inputs))
-        reference = refer(checkpoint, folded, heard, test_set.digest, inputs)
+        heard = hear(test_set, frontend)
+        references = {mode.name: refer(checkpoint, folded, heard, mode) for mode in program.modes}
     with store.new_bundle(output, overwrite=overwrite) as draft:
         bundle = Bundle(
             folder=draft,
@@ -97,7 +98,8 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
             folds=sum(isinstance(site, Fold) for site in folded.plan),
             refusals=tuple(site for site in folded.plan if isinstance(site, Refusal)),
             fold_error=exact.end_to_end,
-            reference=reference,
+            speech=test_set.digest,
+            references=references,
             exports=(),
             tools=versions(order.targets),
         )
@@ -121,13 +123,17 @@ def verify(folder: Path, *, targets: Sequence[str] = (), speech: Path | None = N
     artifacts = [_artifact_of(bundle, name) for name in targets or [e.artifact.target for e in bundle.exports]]
     with tell("Reading the test set"):
         test_set = read_speech(speech or shipped())
-        if test_set.digest != bundle.reference.speech:
+        if test_set.digest != bundle.speech:
             raise UsageError(
                 f"{test_set.folder} is not the speech that this bundle was exported with: there is nothing to compare with.",
                 hint="Name that speech with --speech DIR, or export again with: --speech DIR",
             )
-        heard = hear(test_set, bundle.frontend, longest(artifacts[0].inputs))
+        heard = hear(test_set, bundle.frontend)
     return Verified(bundle, _verify(bundle, artifacts, heard, tell), {})
+
+
+def _lower(folded: FoldedModel, order: Order) -> Program:
+    return lower(folded, order.seconds, order.precision, order.chunks)
 
 
 def _export(name: str, target: Target, program: Program, folder: Path, tell: Tell) -> Artifact:
@@ -144,27 +150,30 @@ def _verify(bundle: Bundle, artifacts: Sequence[Artifact], heard: Sequence[Heard
         name, target = artifact.target, find(artifact.target)
         with tell(f"Verifying {artifact.path.name}"), in_words(name, "could not run its artifact"):
             session = target.open(artifact)
-            findings = examine(target, session, artifact, bundle.reference, heard, bundle.tokens)
+            structure = target.structure(artifact)
+            findings = {
+                mode.name: examine(session, artifact, mode, bundle.references[mode.name], heard, bundle.tokens)
+                for mode in artifact.modes
+            }
         digest = store.digest_of(artifact.path)
         verdict = judge(
+            structure,
             findings,
-            bundle.reference,
+            bundle.references,
             target=name,
             how=session.how,
             precision=bundle.precision,
             norm_free=not bundle.refusals,
             digest=digest,
         )
-        exports.append(Export(artifact, store.size_bytes(artifact.path), digest, findings, verdict))
+        exports.append(Export(artifact, store.size_bytes(artifact.path), digest, structure, findings, verdict))
     return tuple(exports)
 
 
-def _paces(bundle: Bundle, shelf: Mapping[str, Target], baseline: Program | None, tell: Tell) -> dict[str, Pace]:
-    """Time every artifact of a finished bundle that runs on this host; one that is evaluated has no latency."""
-    paces, against = (
-        {export.artifact.target: Pace(None) for export in bundle.exports},
-        " against the baseline" if baseline else "",
-    )
+def _paces(bundle: Bundle, shelf: Mapping[str, Target], baseline: Program | None, tell: Tell) -> dict[str, Mapping[str, Pace]]:
+    """Time every artifact of a finished bundle that runs on this host, in each mode; one that is evaluated has no latency."""
+    paces: dict[str, Mapping[str, Pace]] = {}
+    against = " against the baseline" if baseline else ""
     for artifact in (export.artifact for export in bundle.exports if export.verdict.how != "evaluated"):
         name, target = artifact.target, shelf[artifact.target]
         with tell(f"Timing {artifact.path.name}{against}"), in_words(name, "could not be timed"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgefuse.target import Session
-    from edgefuse.values import Artifact, Checkpoint, TensorSpec
+    from edgefuse.values import Artifact, Checkpoint, Mode, TensorSpec
 
 Inputs = Mapping[str, "tuple[TensorSpec, ...]"]  # per entry, as an `Artifact` has them
 FRAME_SECONDS = 0.01  # one feature frame
@@ -63,10 +63,14 @@ def features_of(path: Path, frontend: Frontend) -> tuple[NDArray[np.float32], fl
     return features.numpy(), samples.numel() / frontend.spec.sample_rate_hz
 
 
-def hear(speech: TestSet, frontend: Frontend, longest: int) -> tuple[Heard, ...]:
-    """Every utterance of a test set that has at most `longest` encoder frames."""
-    heard = (Heard(u.identity, u.text, features_of(u.path, frontend)[0]) for u in speech.utterances)
-    return tuple(each for each in heard if encoder_frames(each.features) <= longest)
+def hear(speech: TestSet, frontend: Frontend) -> tuple[Heard, ...]:
+    """Every utterance of a test set."""
+    return tuple(Heard(u.identity, u.text, features_of(u.path, frontend)[0]) for u in speech.utterances)
+
+
+def fit(heard: Sequence[Heard], mode: Mode) -> tuple[Heard, ...]:
+    """The utterances that a mode takes: one that streams takes any, the others what their longest entry holds."""
+    return tuple(each for each in heard if mode.streaming or encoder_frames(each.features) <= longest(mode.inputs))
 
 
 def encoder_frames(features: NDArray[np.float32]) -> int:
@@ -74,7 +78,7 @@ def encoder_frames(features: NDArray[np.float32]) -> int:
     return len(features) // SUBSAMPLING
 
 
-def capacity(specs: tuple[TensorSpec, ...]) -> int:
+def capacity(specs: Sequence[TensorSpec]) -> int:
     """How many encoder frames an entry takes."""
     return specs[0].shape[1] // SUBSAMPLING
 
@@ -94,13 +98,35 @@ def answer(
     session: Session, artifact: Artifact, entry: str, features: NDArray[np.float32], padding: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
     """Logits (T // 4, vocabulary_size) of features (T, mel_bins); what stands behind their end is `padding`, or zeros."""
-    specs, frames = artifact.inputs[entry], encoder_frames(features)
-    features_spec, length_spec = specs
-    padded = np.zeros(features_spec.shape, np.float32) if padding is None else padding.reshape(features_spec.shape).copy()
-    padded[0, : frames * SUBSAMPLING] = features[: frames * SUBSAMPLING]
-    length = np.full(length_spec.shape, frames, np.float32)
-    outputs = session.run(entry, {features_spec.name: padded, length_spec.name: length})
-    return np.asarray(outputs[artifact.outputs[entry][0].name])[0, :frames]
+    stream = Stream(session, artifact, entry)
+    hop = stream.frames * SUBSAMPLING
+    whole = encoder_frames(features) * SUBSAMPLING
+    return np.concatenate([stream.accept(features[start : min(start + hop, whole)], padding) for start in range(0, whole, hop)])
+
+
+class Stream:
+    """An utterance on its way through an entry: piece by piece if the entry streams, at one go if it does not."""
+
+    def __init__(self, session: Session, artifact: Artifact, entry: str) -> None:
+        """Begin an utterance; sessions are shared, streams are not."""
+        self._session, self._entry = session, entry
+        streaming = artifact.streaming.get(entry)
+        self._features, self._length, *states = artifact.inputs[entry]
+        self._logits = artifact.outputs[entry][0].name
+        self._renewed = streaming.states if streaming else {}
+        self._states = {spec.name: np.zeros(spec.shape, np.float32) for spec in states}
+        self.frames = capacity(artifact.inputs[entry])
+
+    def accept(self, features: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Logits (T // 4, vocabulary_size) of the next features (T, mel_bins); fewer than `frames` end the utterance."""
+        frames = encoder_frames(features)
+        padded = np.zeros(self._features.shape, np.float32) if padding is None else padding.reshape(self._features.shape).copy()
+        padded[0, : len(features)] = features
+        length = np.full(self._length.shape, frames, np.float32)
+        given = {self._features.name: padded, self._length.name: length, **self._states}
+        outputs = self._session.run(self._entry, given)
+        self._states = {name: np.array(outputs[renewed]) for name, renewed in self._renewed.items()}
+        return np.array(outputs[self._logits])[0, :frames]
 
 
 def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: Path) -> Transcript:
@@ -110,7 +136,8 @@ def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: 
         AudioError: the recording is not what the model hears, or (`AudioTooLong`) longer than the artifact takes.
     """
     features, seconds = features_of(recording, bundle.frontend)
-    entry = fitting(artifact.inputs, encoder_frames(features))
+    offline = {name: specs for name, specs in artifact.inputs.items() if name not in artifact.streaming}
+    entry = fitting(offline, encoder_frames(features)) or next(iter(artifact.streaming), None)
     if entry is None:
         most = longest(artifact.inputs) * SUBSAMPLING * FRAME_SECONDS
         raise AudioTooLong(

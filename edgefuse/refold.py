@@ -11,17 +11,26 @@ from edgefuse import store
 from edgefuse.errors import UsageError
 from edgefuse.fold import Exactness, exactness, fold
 from edgefuse.fold.exactness import probe
+from edgefuse.lower import Chunks
+from edgefuse.model import FULL, Context
 from edgefuse.model.reestimate import reestimate
-from edgefuse.recognize import frontend_of, hear
+from edgefuse.recognize import encoder_frames, frontend_of, hear
 from edgefuse.speech import TestSet, read_speech
 from edgefuse.values import Checkpoint, FoldedModel
 
 
-def refold(folder: Path, output: Path, *, speech: Path | None = None, overwrite: bool = False) -> tuple[FoldedModel, Exactness]:
-    """Fold a checkpoint and write the folded model; with `speech`, its batch statistics are estimated again before."""
+def refold(
+    folder: Path, output: Path, *, speech: Path | None = None, chunks: Chunks | None = None, overwrite: bool = False
+) -> tuple[FoldedModel, Exactness]:
+    """Fold a checkpoint and write the folded model; with `speech`, its batch statistics are estimated again before.
+
+    They are those of whole utterances, or of the `chunks` in which the model will be fed.
+    """
     checkpoint = checkpoints.read(folder)
+    if speech is None and chunks is not None:
+        raise UsageError("Chunks change nothing but the statistics.", hint="Say on which speech: --reestimate SPEECH")
     if speech is not None:
-        checkpoint = reestimated(checkpoint, read_speech(speech))
+        checkpoint = reestimated(checkpoint, read_speech(speech), Context(*chunks.frames) if chunks else FULL)
     folded, exact = fold_exactly(folder, checkpoint)
     store.write_folded(output, folded, exact, overwrite=overwrite)
     return folded, exact
@@ -39,11 +48,13 @@ def fold_exactly(folder: Path, checkpoint: Checkpoint) -> tuple[FoldedModel, Exa
     return folded, exact
 
 
-def reestimated(checkpoint: Checkpoint, speech: TestSet) -> Checkpoint:
+def reestimated(checkpoint: Checkpoint, speech: TestSet, context: Context = FULL) -> Checkpoint:
     """The same weights with batch statistics of this speech; a checkpoint without batch norms is a `UsageError`."""
     if not any(name.endswith("running_var") for name in checkpoint.weights):
         raise UsageError("There are no batch statistics in this checkpoint.", hint="Fold it without --reestimate.")
     encoder = checkpoints.encoder_of(checkpoint)
-    heard = hear(speech, frontend_of(checkpoint), checkpoint.config.max_frames)
-    reestimate(encoder, ((torch.from_numpy(h.features)[None], torch.tensor([h.features.shape[0]])) for h in heard))
+    heard = [
+        h.features for h in hear(speech, frontend_of(checkpoint)) if encoder_frames(h.features) <= checkpoint.config.max_frames
+    ]
+    reestimate(encoder, ((torch.from_numpy(f)[None], torch.tensor([f.shape[0]])) for f in heard), context)
     return checkpoints.of_encoder(encoder, checkpoint.frontend_mean, checkpoint.frontend_istd, checkpoint.tokens)

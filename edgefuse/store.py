@@ -26,7 +26,7 @@ MANIFEST = "edgefuse.json"
 PLAN = "plan.json"
 TOKENS = "tokens.txt"
 GOLDEN = "golden"
-ALIGNMENTS = "golden/alignments.json"
+ALIGNMENTS = "alignments.json"
 LITTER = (".DS_Store",)  # what a file manager leaves behind is no part of a bundle
 
 
@@ -55,7 +55,8 @@ def write_bundle(bundle: Bundle) -> None:
     """Write everything but the artifacts, which are there already, and `edgefuse.json` last."""
     folder = bundle.folder
     (folder / TOKENS).write_text("".join(f"{token}\n" for token in bundle.tokens), encoding="utf-8")
-    write_reference(folder, bundle.reference)
+    for mode, reference in bundle.references.items():
+        write_reference(folder / GOLDEN / mode, reference)
     fields = to_json(bundle, {name: _file(folder / name) for name in _names(folder)})
     (folder / MANIFEST).write_bytes(_render({**fields, "digest": _digest(fields)}))
 
@@ -72,14 +73,15 @@ def read_bundle(folder: Path) -> Bundle:
     _check_files(folder, fields["files"])
     try:
         tokens = tuple((folder / TOKENS).read_text(encoding="utf-8").splitlines())
-        return from_json(folder, fields, tokens, _read_reference(folder, fields["reference"]))
+        references = {mode: _read_reference(folder / GOLDEN / mode, each) for mode, each in fields["reference"]["modes"].items()}
+        return from_json(folder, fields, tokens, references)
     except (KeyError, TypeError, ValueError, AttributeError, BadConfig, SafetensorError) as error:
         raise NotABundle(f"{folder / MANIFEST} cannot be read: {error!r}.", hint="Export the bundle again.") from error
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    """The golden vectors, one safetensors file each, and the alignments of the whole test set."""
-    (folder / GOLDEN).mkdir()
+    """The golden vectors of one mode, one safetensors file each, and its alignments of the whole test set."""
+    folder.mkdir(parents=True)
     for number, golden in enumerate(reference.goldens):
         tensors: dict[str, NDArray[Any]] = {
             "features": np.ascontiguousarray(golden.features),
@@ -87,7 +89,7 @@ def write_reference(folder: Path, reference: Reference) -> None:
             "logits": np.ascontiguousarray(golden.logits),
         }
         said = json.dumps({"id": golden.identity, "text": golden.text}, sort_keys=True)  # one key: more have no fixed order
-        (folder / GOLDEN / f"{number:02}.safetensors").write_bytes(save(tensors, metadata={"utterance": said}))
+        (folder / f"{number:02}.safetensors").write_bytes(save(tensors, metadata={"utterance": said}))
     alignments = {name: list(ids) for name, ids in sorted(reference.alignments.items())}
     (folder / ALIGNMENTS).write_text(json.dumps(alignments) + "\n", encoding="utf-8")
 
@@ -190,11 +192,10 @@ def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 def _read_reference(folder: Path, fields: Mapping[str, Any]) -> Reference:
     alignments = json.loads((folder / ALIGNMENTS).read_text(encoding="utf-8"))
     return Reference(
-        speech=fields["speech"],
         utterances=fields["utterances"],
         errors=WordErrors(**fields["errors"]),
         alignments={name: tuple(ids) for name, ids in alignments.items()},
-        goldens=tuple(_read_golden(path) for path in sorted((folder / GOLDEN).glob("*.safetensors"))),
+        goldens=tuple(_read_golden(path) for path in sorted(folder.glob("*.safetensors"))),
     )
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+OFFLINE = "offline"  # the mode of the entries that take whole utterances
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,16 @@ class Program:
     precision: Precision
     parent: str
 
+    @property
+    def streaming(self) -> Mapping[str, Streaming]:
+        """Of each entry that streams, how."""
+        return {entry.name: entry.streaming for entry in self.entries if entry.streaming}
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What it can do, whole utterances first."""
+        return _modes({entry.name: entry.inputs for entry in self.entries}, self.streaming)
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -167,6 +178,26 @@ class Artifact:
     outputs: Mapping[str, tuple[TensorSpec, ...]]
     parent: str
     streaming: Mapping[str, Streaming] = field(default_factory=dict)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What it can do, whole utterances first."""
+        return _modes(self.inputs, self.streaming)
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """The entries of an artifact that must give the same answers: all that take whole utterances, or one that streams.
+
+    Attributes:
+        name: "offline", or the name of the streaming entry.
+        inputs: per entry, the specs of its inputs.
+        streaming: how it goes on from chunk to chunk, if it does.
+    """
+
+    name: str
+    inputs: Mapping[str, tuple[TensorSpec, ...]]
+    streaming: Streaming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,3 +248,9 @@ class Verdict:
     def passed(self) -> bool:
         """Whether every check holds."""
         return all(check.passed for check in self.checks)
+
+
+def _modes(inputs: Mapping[str, tuple[TensorSpec, ...]], streaming: Mapping[str, Streaming]) -> tuple[Mode, ...]:
+    whole = {name: specs for name, specs in inputs.items() if name not in streaming}
+    offline = (Mode(OFFLINE, whole),) if whole else ()
+    return (*offline, *(Mode(name, {name: inputs[name]}, how) for name, how in streaming.items()))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgefuse.target import Session
-    from edgefuse.values import Artifact
+    from edgefuse.values import Artifact, Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Contender:
         return self.session.run(self.entry, self.inputs)
 
 
-def contender(session: Session, artifact: Artifact) -> Contender:
-    """The shortest entry, filled to its end with noise of the range of normalized features.
+def contender(session: Session, artifact: Artifact, mode: Mode) -> Contender:
+    """The shortest entry of a mode, filled to its end with noise of the range of normalized features; its caches are zeros.
 
     Raises:
         UsageError: the artifact is evaluated here, not run.
@@ -41,7 +41,8 @@ def contender(session: Session, artifact: Artifact) -> Contender:
         raise UsageError(
             f"{artifact.target} is evaluated here, not run: it has no latency.", hint="Time it on a device that has its runtime."
         )
-    entry, (features, length) = next(iter(artifact.inputs.items()))
+    entry, (features, length, *caches) = next(iter(mode.inputs.items()))
     frames = artifact.outputs[entry][0].shape[1]
     noise = np.random.default_rng(0).standard_normal(features.shape).astype(np.float32)
-    return Contender(session, entry, {features.name: noise, length.name: np.full(length.shape, frames, np.float32)})
+    given = {features.name: noise, length.name: np.full(length.shape, frames, np.float32)}
+    return Contender(session, entry, given | {cache.name: np.zeros(cache.shape, np.float32) for cache in caches})

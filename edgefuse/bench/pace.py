@@ -12,7 +12,7 @@ from edgefuse.bench.routine import Routine, interleave
 
 if TYPE_CHECKING:
     from edgefuse.target import Session, Target
-    from edgefuse.values import Artifact, Program
+    from edgefuse.values import Artifact, Mode, Program
 
 FEW = Routine(rounds=15, warm_up=2)  # enough for a median in a table
 THIS, BASELINE = "this", "baseline"
@@ -20,31 +20,32 @@ THIS, BASELINE = "this", "baseline"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Latency on this host, one thread, of the shortest entry, filled to its end.
+    """Latency on this host, one thread, of the shortest entry of a mode, filled to its end: of an utterance, or of one chunk.
 
     Attributes:
-        p50_ms: the median; None where the artifact is evaluated and not run.
+        p50_ms: the median.
         baseline_ratio: the median over the rounds of the baseline's latency divided by this one's; above 1 this is faster.
     """
 
-    p50_ms: float | None
+    p50_ms: float
     baseline_ratio: float | None = None
 
 
-def pace(session: Session, artifact: Artifact) -> Pace:
-    """A few warm runs."""
-    if session.how == "evaluated":
-        return Pace(None)
-    samples = interleave({THIS: contender(session, artifact)}, FEW)
-    return Pace(samples.p50_ms(THIS))
+def pace(session: Session, artifact: Artifact) -> dict[str, Pace]:
+    """A few warm runs in each mode."""
+    return {mode.name: Pace(interleave({THIS: contender(session, artifact, mode)}, FEW).p50_ms(THIS)) for mode in artifact.modes}
 
 
-def pace_against(target: Target, session: Session, artifact: Artifact, baseline: Program) -> Pace:
-    """Export the baseline to the same target, and run both in turns."""
-    if session.how == "evaluated":
-        return Pace(None)
+def pace_against(target: Target, session: Session, artifact: Artifact, baseline: Program) -> dict[str, Pace]:
+    """Export the baseline to the same target, and run both in turns, in each mode."""
     with tempfile.TemporaryDirectory() as folder:
         other = target.export(baseline, Path(folder), BASELINE)
-        contenders = {THIS: contender(session, artifact), BASELINE: contender(target.open(other), other)}
-        samples = interleave(contenders, Routine())
+        opened = target.open(other)
+        return {mode.name: _against(session, artifact, opened, other, mode) for mode in artifact.modes}
+
+
+def _against(session: Session, artifact: Artifact, opened: Session, other: Artifact, mode: Mode) -> Pace:
+    (twin,) = (each for each in other.modes if each.name == mode.name)  # its caches may be of other sizes
+    contenders = {THIS: contender(session, artifact, mode), BASELINE: contender(opened, other, twin)}
+    samples = interleave(contenders, Routine())
     return Pace(samples.p50_ms(THIS), samples.ratio(BASELINE, to=THIS))

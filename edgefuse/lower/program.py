@@ -23,6 +23,14 @@ class Chunks:
     chunk_ms: float
     left_context_ms: float
 
+    @property
+    def frames(self) -> tuple[int, int]:
+        """Both in whole encoder frames; a `UsageError` if there are none."""
+        return (
+            _whole_frames(self.chunk_ms, f"A chunk of {self.chunk_ms} ms", "--chunk-ms 640"),
+            _whole_frames(self.left_context_ms, f"A left context of {self.left_context_ms} ms", "--left-context-ms 2560"),
+        )
+
 
 def lower(folded: FoldedModel, seconds: Sequence[float], precision: Precision, chunks: Sequence[Chunks] = ()) -> Program:
     """The deployment graphs of a folded model; see `program_of`."""
@@ -37,8 +45,8 @@ def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Prec
     Raises:
         UsageError: neither a length nor a chunk, or one outside the model's reach.
     """
-    lengths = sorted({_whole_frames(s * 1000, "length") for s in seconds})
-    contexts = sorted({(_whole_frames(c.chunk_ms, "chunk"), _whole_frames(c.left_context_ms, "left context")) for c in chunks})
+    lengths = sorted({_whole_frames(s * 1000, f"A length of {s} seconds", "--seconds 5.12") for s in seconds})
+    contexts = sorted({each.frames for each in chunks})
     if not lengths and not contexts:
         raise UsageError("An artifact needs an entry.", hint="For example: --seconds 5.12, or --chunk-ms 640")
     longest = max([*lengths, *(chunk + left for chunk, left in contexts)])
@@ -61,13 +69,11 @@ def _seconds(frames: int) -> str:
     return f"{frames * ENCODER_HOP_MS / 1000:g}"
 
 
-def _whole_frames(milliseconds: float, what: str) -> int:
+def _whole_frames(milliseconds: float, told: str, example: str) -> int:
     """Encoder frames that hold so many milliseconds."""
     whole = round(milliseconds) if 0 < milliseconds < 1e9 else 0  # noqa: PLR2004 - NaN and infinity end here too
     if whole < ENCODER_HOP_MS:
-        raise UsageError(
-            f"A {what} of {milliseconds:g} ms is none.", hint=f"One encoder frame lasts {ENCODER_HOP_MS} ms; ask for that or more."
-        )
+        raise UsageError(f"{told} is none.", hint=f"For example: {example}")
     return -(-whole // ENCODER_HOP_MS)
 
 
@@ -78,10 +84,12 @@ def _offline(encoder: Encoder, frames: int) -> Entry:
 
 def _stream(encoder: Encoder, chunk: int, left: int) -> Entry:
     caches = _caches(encoder, left)
-    renewed = tuple(TensorSpec(f"{spec.name}{NEXT}", spec.shape, spec.dtype, f"`{spec.name}` of the next chunk") for spec in caches)
+    renewed = tuple(
+        TensorSpec(f"{spec.name}{NEXT}", spec.shape, spec.dtype, f"`{spec.name}` of the next chunk") for spec in caches
+    )
     states = {spec.name: after.name for spec, after in zip(caches, renewed, strict=True)}
     return Entry(
-        f"stream_{chunk * ENCODER_HOP_MS}ms_left_{left * ENCODER_HOP_MS}ms",
+        f"stream_{chunk * ENCODER_HOP_MS}ms",
         StreamingGraph(encoder, chunk, left).eval(),
         (*_speech(encoder, chunk), *caches),
         (_logits(encoder, chunk), *renewed),
@@ -102,7 +110,9 @@ def _speech(encoder: Encoder, frames: int) -> tuple[TensorSpec, TensorSpec]:
 
 def _logits(encoder: Encoder, frames: int) -> TensorSpec:
     shape = (1, frames, encoder.config.vocabulary_size)
-    return TensorSpec("logits", shape, "float32", f"unnormalized scores per token, one frame every {ENCODER_HOP_MS} ms; blank is 0")
+    return TensorSpec(
+        "logits", shape, "float32", f"unnormalized scores per token, one frame every {ENCODER_HOP_MS} ms; blank is 0"
+    )
 
 
 def _caches(encoder: Encoder, left: int) -> tuple[TensorSpec, ...]:

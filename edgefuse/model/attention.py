@@ -24,7 +24,9 @@ def hide(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, bias: Tensor, mask: Tensor, context: Context) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, bias: Tensor, mask: Tensor, context: Context
+) -> Tensor:
     """softmax(q (k + p)' + b) v: q, k, v (B, H, T, d_k); p (1, H, W, d_k), b (1, H, 1, W) over the W = context.reach(T) keys.
 
     With a limited past each chunk attends to its own window, in which the positions count.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgefuse.bench import Comparison
+    from edgefuse.bundle import Export
     from edgefuse.fold import Exactness
     from edgefuse.inspection import Inspection
     from edgefuse.packages import Need
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ARTIFACTS = (
     "target",
+    "mode",
     "how",
     "precision",
     "file size",
@@ -43,34 +45,35 @@ CHECKS = ("target", "check", "measured", "required", "")
 PLAN = ("site", "", "into, or the reason")
 TARGETS = ("target", "makes", "file", "state")
 NEEDS = ("package", "installed", "wanted", "by", "state")
-RATIOS = ("target", "ratio", "median", "half of the rounds within", "bar", "p50", "")
+RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar", "p50", "")
 ERRORS = ("test set", "WER", "errors", "words", "utterances")
 
 
 def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
-    """One row per artifact, in the order of `ARTIFACTS`."""
+    """One row per artifact and mode, in the order of `ARTIFACTS`."""
     from edgefuse.verify.structure import operator_count
 
     rows: list[tuple[str, ...]] = []
     for export in verified.exports:
-        findings, target = export.findings, export.artifact.target
-        partitions, pace = findings.structure.partitions, verified.paces[target]
-        rows.append(
-            (
-                target,
-                export.verdict.how,
-                export.artifact.precision,
-                megabytes(export.size_bytes),
-                f"{findings.snr_db:.1f} dB",
-                f"{findings.agreement_percent:.2f} %",
-                f"{findings.errors.wer_percent:.2f} %",
-                str(operator_count(findings.structure)),
-                _or_dash(partitions, "{}"),
-                _or_dash(pace.p50_ms, "{:.1f} ms"),
-                _or_dash(pace.baseline_ratio, "{:.2f}"),
-                "passed" if export.verdict.passed else "FAILED",
+        for mode, findings in export.findings.items():
+            pace = verified.paces.get(export.artifact.target, {}).get(mode)
+            rows.append(
+                (
+                    export.artifact.target,
+                    mode,
+                    export.verdict.how.split()[0],  # "run" on this host, or "evaluated"
+                    export.artifact.precision,
+                    megabytes(export.size_bytes),
+                    f"{findings.snr_db:.1f} dB",
+                    f"{findings.agreement_percent:.2f} %",
+                    f"{findings.errors.wer_percent:.2f} %",
+                    str(operator_count(export.structure)),
+                    _or_dash(export.structure.partitions, "{}"),
+                    _or_dash(pace.p50_ms if pace else None, "{:.1f} ms"),
+                    _or_dash(pace.baseline_ratio if pace else None, "{:.2f}"),
+                    "passed" if export.verdict.passed else "FAILED",
+                )
             )
-        )
     return rows
 
 
@@ -85,7 +88,7 @@ def check_rows(verified: Verified) -> list[tuple[str, ...]]:
 
 def verified_json(verified: Verified) -> dict[str, Any]:
     """The same for programs."""
-    from edgefuse.bundle import findings_to_json, verdict_to_json
+    from edgefuse.bundle import structure_to_json, verdict_to_json
 
     return {
         "bundle": str(verified.bundle.folder),
@@ -98,9 +101,8 @@ def verified_json(verified: Verified) -> dict[str, Any]:
                 "path": str(export.artifact.path),
                 "size_bytes": export.size_bytes,
                 "digest": export.digest,
-                "wer_percent": export.findings.errors.wer_percent,
-                **_pace_json(verified, export.artifact.target),
-                "findings": findings_to_json(export.findings),
+                "structure": structure_to_json(export.structure),
+                "modes": {mode: _mode_json(verified, export, mode) for mode in export.findings},
                 "verdict": verdict_to_json(export.verdict),
             }
             for export in verified.exports
@@ -108,9 +110,13 @@ def verified_json(verified: Verified) -> dict[str, Any]:
     }
 
 
-def _pace_json(verified: Verified, target: str) -> dict[str, Any]:
-    pace = verified.paces.get(target)
-    return {"p50_ms": pace.p50_ms, "baseline_ratio": pace.baseline_ratio} if pace else {}
+def _mode_json(verified: Verified, export: Export, mode: str) -> dict[str, Any]:
+    findings, pace = export.findings[mode], verified.paces.get(export.artifact.target, {}).get(mode)
+    return {
+        **dataclasses.asdict(findings),
+        "wer_percent": findings.errors.wer_percent,
+        **({"p50_ms": pace.p50_ms, "baseline_ratio": pace.baseline_ratio} if pace else {}),
+    }
 
 
 def _or_dash(number: float | None, form: str) -> str:
@@ -220,37 +226,46 @@ def trained_json(trained: Trained) -> dict[str, Any]:
 def ratio_rows(measured: Sequence[Comparison]) -> list[tuple[str, ...]]:
     """One row per pair of contenders, in the order of `RATIOS`; a bar of the road is held against the figure."""
     rows: list[tuple[str, ...]] = []
-    for target, name, to, ratio, bar, comparison in _ratios(measured):
+    for name, to, ratio, bar, comparison in _ratios(measured):
         low, high = comparison.samples.ratio_quartiles(name, to)
         p50 = " / ".join(f"{comparison.samples.p50_ms(each):.1f}" for each in (name, to))
         kept = "" if bar is None else "kept" if ratio <= bar else "MISSED"
         rows.append(
-            (target, f"{name} / {to}", f"{ratio:.3f}", f"{low:.3f} .. {high:.3f}", _or_dash(bar, "<= {}"), f"{p50} ms", kept)
+            (
+                comparison.target,
+                comparison.mode.name,
+                f"{name} / {to}",
+                f"{ratio:.3f}",
+                f"{low:.3f} .. {high:.3f}",
+                _or_dash(bar, "<= {}"),
+                f"{p50} ms",
+                kept,
+            )
         )
     return rows
 
 
 def comparisons_json(measured: Sequence[Comparison]) -> list[dict[str, Any]]:
     """The same for programs, with every sample."""
-    ratios = [
-        {"target": target, "ratio": f"{name} / {to}", "median": ratio, "bar": bar}
-        for target, name, to, ratio, bar, _ in _ratios(measured)
-    ]
     return [
         {
             "target": comparison.target,
-            "ratios": [ratio for ratio in ratios if ratio["target"] == comparison.target],
+            "mode": comparison.mode.name,
+            "ratios": [
+                {"ratio": f"{name} / {to}", "median": ratio, "bar": bar} for name, to, ratio, bar, _ in _ratios([comparison])
+            ],
             "latency_ns": {name: list(samples) for name, samples in comparison.samples.latency_ns.items()},
         }
         for comparison in measured
     ]
 
 
-def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, str, float, float | None, Comparison]]:
+def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, float | None, Comparison]]:
     from edgefuse.bench.compare import FOLDED, LAYER_NORM, ROWS, UNFOLDED
 
-    bars = {(row.target, row.name, row.to): row.bar for row in ROWS}
+    bars = {(row.target, row.streaming, row.name, row.to): row.bar for row in ROWS}
     for comparison in measured:
         for to in (LAYER_NORM, UNFOLDED):
             ratio = comparison.samples.ratio(FOLDED, to)
-            yield comparison.target, FOLDED, to, ratio, bars.get((comparison.target, FOLDED, to)), comparison
+            bar = bars.get((comparison.target, comparison.mode.streaming is not None, FOLDED, to))
+            yield FOLDED, to, ratio, bar, comparison

@@ -41,7 +41,7 @@ DEV_UTTERANCES = 200
 FRAMES_PER_SECOND = 100
 REESTIMATION_SECONDS = 1800.0  # of clean training speech: 45,000 encoder frames for every mean and variance
 EVALUATION_BATCH_SECONDS = 120.0
-STREAMED = Context(chunk=16, left=64)  # 0.64 s chunks, 2.56 s of past
+CONTEXTS = {"": FULL, **{f", {40 * chunk} ms": Context(chunk, 64) for chunk in (4, 8, 16, 32)}}  # chunks after 2.56 s of past
 FOREIGN_WARNINGS = (
     ".*does not have many workers",  # one core has none to spare, and the features are in memory
     "The number of training batches",  # a small corpus logs nothing but its epochs
@@ -57,7 +57,7 @@ class Trained:
     """What a training leaves behind."""
 
     folder: Path  # the checkpoint
-    errors: dict[str, WordErrors]  # by test set; "seen streamed" is the same set in chunks
+    errors: dict[str, WordErrors]  # by test set; "seen, 640 ms" is the same set in chunks
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,12 @@ def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
 
 
 def test(encoder: Encoder, speech: Path, stores: Path, statistics: FeatureStore, tokens: Tokens) -> dict[str, WordErrors]:
-    """Word errors on both test sets, with whole and with streamed attention."""
+    """Word errors on both test sets, of whole utterances and in chunks."""
     errors: dict[str, WordErrors] = {}
     for name in ("seen", "unseen"):
         spoken = load_speech(speech, name, stores, statistics=statistics)
         batches = spoken.batches(tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
-        errors[name] = evaluate(encoder, batches, tokens, FULL)
-        errors[f"{name} streamed"] = evaluate(encoder, batches, tokens, STREAMED)
+        errors |= {f"{name}{told}": evaluate(encoder, batches, tokens, context) for told, context in CONTEXTS.items()}
     return errors
 
 

@@ -26,7 +26,7 @@ from edgefuse.decode.tokens import BLANK_ID, Tokens, character_tokens
 from edgefuse.errors import TrainingDiverged
 from edgefuse.model import FULL, Context, Encoder
 from edgefuse.train.batches import Batch
-from edgefuse.train.recipe import CHUNK_FRAMES, Recipe
+from edgefuse.train.recipe import CHUNK_FRAMES, LEFT_FRAMES, Recipe
 from edgefuse.verify.wer import WordErrors, count_word_errors
 
 
@@ -126,12 +126,12 @@ def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: T
 
 
 def draw_context(recipe: Recipe, step: int) -> Context:
-    """Full attention, or for ``chunked_share`` of the steps chunks with the whole past, as WeNet trains U2 (dynamic chunks)."""
+    """Full attention, or for ``chunked_share`` of the steps chunks with some past, as WeNet trains U2 (dynamic chunks)."""
     draw = Generator().manual_seed(recipe.seed * 1_000_003 + step)
     if float(torch.rand((), generator=draw)) >= recipe.chunked_share:
         return FULL
-    shortest, longest = CHUNK_FRAMES
-    return Context(chunk=int(torch.randint(shortest, longest + 1, (), generator=draw)))
+    chunk, left = (int(torch.randint(fewest, most + 1, (), generator=draw)) for fewest, most in (CHUNK_FRAMES, LEFT_FRAMES))
+    return Context(chunk, left)
 
 
 @torch.no_grad()

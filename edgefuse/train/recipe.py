@@ -10,7 +10,8 @@ from edgefuse.errors import UsageError
 from edgefuse.model import EncoderConfig, preset
 from edgefuse.train.augment import Augmentation
 
-CHUNK_FRAMES = (8, 25)  # encoder frames: 0.32 s to 1 s, around the chunk that a device would stream with
+CHUNK_FRAMES = (4, 32)  # encoder frames: 0.16 s to 1.28 s, the chunks that a device would stream with
+LEFT_FRAMES = (16, 96)  # encoder frames: 0.64 s to 3.84 s
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Recipe:
         """Refuse what cannot be trained, in words."""
         if self.epochs < 1:
             raise UsageError(f"{self.epochs} epochs train nothing.", hint="Pass --epochs 1 or more.")
+        if not 0 <= self.chunked_share <= 1:
+            raise UsageError(f"{self.chunked_share} is no share of the steps.", hint="Pass --chunked-share 0 to 1.")
         if self.batch_seconds <= 0:
             raise UsageError(f"A batch of {self.batch_seconds} s holds no utterance.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from edgefuse.values import Check, Precision, Verdict
+from edgefuse.values import OFFLINE, Check, Precision, Structure, Verdict
 from edgefuse.verify.structure import strangers
 
 if TYPE_CHECKING:
@@ -23,44 +23,58 @@ class Bars:
     Attributes:
         snr_db: logits against the float64 folded model, on every golden vector, whatever the padding.
         agreement_percent: frames of the test set with the same best token.
+        streamed_percent: the same where chunks are fed one after another.
         wer_points: how far the word error rate may be from the checkpoint's in PyTorch.
         partitions: delegated pieces of a graph without norms, where the runtime delegates.
     """
 
     snr_db: float
     agreement_percent: float
+    streamed_percent: float
     wer_points: float
     partitions: int = 1
 
 
 BARS: Mapping[Precision, Bars] = MappingProxyType(
     {
-        "fp32": Bars(snr_db=90.0, agreement_percent=99.5, wer_points=0.1),
-        "fp16": Bars(snr_db=40.0, agreement_percent=99.5, wer_points=0.3),
+        "fp32": Bars(snr_db=90.0, agreement_percent=99.5, streamed_percent=100.0, wer_points=0.1),
+        "fp16": Bars(snr_db=40.0, agreement_percent=99.5, streamed_percent=99.5, wer_points=0.3),
     }
 )
 
 
 def judge(
-    findings: Findings, reference: Reference, *, target: str, how: str, precision: Precision, norm_free: bool, digest: str
+    structure: Structure,
+    findings: Mapping[str, Findings],
+    references: Mapping[str, Reference],
+    *,
+    target: str,
+    how: str,
+    precision: Precision,
+    norm_free: bool,
+    digest: str,
 ) -> Verdict:
-    """Hold what was found against the bars; `norm_free` is whether the plan folded every norm, which the structure must show.
+    """Hold what was found in each mode against the bars; `norm_free` is whether every norm folded, which the structure must show.
 
     A model that keeps norms (a LayerNorm Conformer) is exported for comparison: its structure is reported, not judged.
     """
     bars = BARS[precision]
-    checks = (
-        *_structure(findings, bars, precision, required=norm_free),
-        _at_least("parity", findings.snr_db, bars.snr_db),
-        _at_least("padding", findings.padded_snr_db, bars.snr_db),
-        _tokens(findings, bars),
-        _words(findings, reference, bars),
+    modes = (check for mode, found in findings.items() for check in _mode(mode, found, references[mode], bars))
+    return Verdict(target, how, (*_structure(structure, bars, precision, required=norm_free), *modes), parent=digest)
+
+
+def _mode(mode: str, findings: Findings, reference: Reference, bars: Bars) -> tuple[Check, ...]:
+    behind = "" if mode == OFFLINE else f", {mode}"
+    agreement = bars.agreement_percent if mode == OFFLINE else bars.streamed_percent
+    return (
+        _at_least(f"parity{behind}", findings.snr_db, bars.snr_db),
+        _at_least(f"padding{behind}", findings.padded_snr_db, bars.snr_db),
+        _tokens(f"tokens{behind}", findings, agreement),
+        _words(f"WER{behind}", findings, reference, bars),
     )
-    return Verdict(target, how, checks, parent=digest)
 
 
-def _structure(findings: Findings, bars: Bars, precision: Precision, *, required: bool) -> list[Check]:
-    structure = findings.structure
+def _structure(structure: Structure, bars: Bars, precision: Precision, *, required: bool) -> list[Check]:
     found, outside = len(structure.normalizations), strangers(structure, precision)
     checks = [Check("normalizations", str(found), "0" if required else REPORTED, found == 0 or not required)]
     if structure.partitions is not None:
@@ -77,17 +91,17 @@ def _at_least(name: str, measured_db: float, required_db: float) -> Check:
     return Check(name, f"{measured_db:.1f} dB", f">= {required_db:.0f} dB", measured_db >= required_db)
 
 
-def _tokens(findings: Findings, bars: Bars) -> Check:
-    passed = findings.frames > 0 and findings.agreement_percent >= bars.agreement_percent
+def _tokens(name: str, findings: Findings, required_percent: float) -> Check:
+    passed = findings.frames > 0 and findings.agreement_percent >= required_percent
     measured = f"{findings.agreement_percent:.2f} % of {findings.frames} frames"
-    return Check("tokens", measured, f">= {bars.agreement_percent} %", passed)
+    return Check(name, measured, f">= {required_percent} %", passed)
 
 
-def _words(findings: Findings, reference: Reference, bars: Bars) -> Check:
+def _words(name: str, findings: Findings, reference: Reference, bars: Bars) -> Check:
     words = max(1, reference.errors.words)
     points = 100.0 * abs(findings.errors.errors - reference.errors.errors) / words
     measured = (
         f"{100.0 * findings.errors.errors / words:.2f} %, model {100.0 * reference.errors.errors / words:.2f} %, "
         f"{reference.utterances} utterances"
     )
-    return Check("WER", measured, f"within {bars.wer_points} points", points <= bars.wer_points)
+    return Check(name, measured, f"within {bars.wer_points} points", points <= bars.wer_points)

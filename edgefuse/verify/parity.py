@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from edgefuse.bundle import Golden
     from edgefuse.target import Session
-    from edgefuse.values import Artifact
+    from edgefuse.values import Artifact, Mode
 
 IDENTICAL_DB, NONSENSE_DB = 300.0, -300.0  # no error at all; and NaN, infinity, or an answer where silence was due
 LOUD = 10.0  # standard deviations of a feature: louder than any speech
@@ -35,12 +35,12 @@ def snr_db(reference: NDArray[np.float64], given: NDArray[np.floating]) -> float
     return min(IDENTICAL_DB, max(NONSENSE_DB, 10.0 * math.log10(power / noise)))
 
 
-def worst_snr_db(session: Session, artifact: Artifact, goldens: Iterable[Golden], *, noise: bool) -> float:
-    """The smallest ratio over every golden vector and every entry that holds it; padded with zeros, or with loud noise."""
+def worst_snr_db(session: Session, artifact: Artifact, mode: Mode, goldens: Iterable[Golden], *, noise: bool) -> float:
+    """The smallest ratio over every golden vector and every entry that takes it; padded with zeros, or with loud noise."""
     worst = IDENTICAL_DB
     for golden in goldens:
-        for entry, specs in artifact.inputs.items():
-            if capacity(specs) < encoder_frames(golden.features):
+        for entry, specs in mode.inputs.items():
+            if mode.streaming is None and capacity(specs) < encoder_frames(golden.features):
                 continue
             padding = _noise(specs[0].shape) if noise else None
             given = answer(session, artifact, entry, golden.features, padding)

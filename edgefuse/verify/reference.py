@@ -14,56 +14,65 @@ from edgefuse.decode.greedy import greedy_text
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import NotFinite, UsageError
 from edgefuse.model.config import SUBSAMPLING
-from edgefuse.recognize import capacity
+from edgefuse.model.streaming import FULL, Context
+from edgefuse.recognize import capacity, fit
 from edgefuse.verify.wer import count_word_errors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgefuse.model import Encoder
-    from edgefuse.recognize import Heard, Inputs
-    from edgefuse.values import Checkpoint, FoldedModel
+    from edgefuse.recognize import Heard
+    from edgefuse.values import Checkpoint, FoldedModel, Mode, TensorSpec
 
 MOST_GOLDENS = 5  # utterances, from the shortest to the longest; and one that fills each entry
 
 
-def refer(checkpoint: Checkpoint, folded: FoldedModel, heard: Sequence[Heard], speech: str, inputs: Inputs) -> Reference:
-    """Word errors of the checkpoint in float32, and alignments and golden vectors of the folded model in float64.
-
-    `speech` is the test set's digest, `inputs` the entries that the artifacts will have.
-    """
-    if not heard:
+def refer(checkpoint: Checkpoint, folded: FoldedModel, heard: Sequence[Heard], mode: Mode) -> Reference:
+    """Word errors of the checkpoint in float32, and alignments and golden vectors of the folded model in float64, in one mode."""
+    fits, context = fit(heard, mode), context_of(mode)
+    if not fits:
         raise UsageError("No utterance of the speech fits into the longest entry.", hint="Ask for more with --seconds.")
     original, exact = encoder_of(checkpoint), encoder_of(folded.checkpoint, torch.float64)
     tokens = Tokens(checkpoint.tokens)
-    texts = [greedy_text(logits_of(original, each.features), tokens) for each in heard]
-    logits = {each.identity: _finite(logits_of(exact, each.features), each.identity) for each in heard}
-    chosen = _spread(sorted(heard, key=lambda each: each.features.shape[0]), MOST_GOLDENS)
+    texts = [greedy_text(logits_of(original, each.features, context), tokens) for each in fits]
+    logits = {each.identity: _finite(logits_of(exact, each.features, context), each.identity) for each in fits}
+    chosen = _spread(sorted(fits, key=lambda each: each.features.shape[0]), MOST_GOLDENS)
     goldens = [Golden(each.identity, each.text, each.features, logits[each.identity]) for each in chosen]
     return Reference(
-        speech=speech,
-        utterances=len(heard),
-        errors=count_word_errors([each.text for each in heard], texts),
+        utterances=len(fits),
+        errors=count_word_errors([each.text for each in fits], texts),
         alignments={identity: tuple(answer.argmax(axis=-1).tolist()) for identity, answer in logits.items()},
-        goldens=(*goldens, *(_full(exact, heard, name, capacity(specs)) for name, specs in inputs.items())),
+        goldens=(*goldens, *(_full(exact, fits, name, _most(specs, mode), context) for name, specs in mode.inputs.items())),
     )
 
 
+def context_of(mode: Mode) -> Context:
+    """What a frame of the whole recording may see, so that PyTorch answers as the mode does."""
+    return Context(mode.streaming.chunk, mode.streaming.left) if mode.streaming else FULL
+
+
 @torch.no_grad()
-def logits_of(encoder: Encoder, features: NDArray[np.float32]) -> NDArray[np.float64]:
+def logits_of(encoder: Encoder, features: NDArray[np.float32], context: Context = FULL) -> NDArray[np.float64]:
     """Logits (T // 4, vocabulary_size) of features (T, mel_bins), in the encoder's own precision, without padding."""
     batch = torch.from_numpy(features)[None].to(encoder.ctc.weight.dtype)
-    logits, _ = encoder(batch, torch.tensor([features.shape[0]]))
+    logits, _ = encoder(batch, torch.tensor([features.shape[0]]), context)
     return np.asarray(logits[0].double().numpy())
 
 
-def _full(encoder: Encoder, heard: Sequence[Heard], entry: str, frames: int) -> Golden:
-    """Speech, utterance after utterance, that fills an entry to its last frame."""
+def _most(specs: Sequence[TensorSpec], mode: Mode) -> int:
+    """Encoder frames that fill an entry; where it streams, its caches too, and half of one more chunk."""
+    frames = capacity(specs)
+    return frames if mode.streaming is None else mode.streaming.left + 2 * frames + -(-frames // 2)
+
+
+def _full(encoder: Encoder, heard: Sequence[Heard], entry: str, frames: int, context: Context) -> Golden:
+    """Speech, utterance after utterance, of so many encoder frames."""
     joined = np.concatenate([each.features for each in heard])
     count = frames * SUBSAMPLING
     features = np.ascontiguousarray(np.tile(joined, (-(-count // joined.shape[0]), 1))[:count])
     name = f"full_{entry}"
-    return Golden(name, "", features, _finite(logits_of(encoder, features), name))
+    return Golden(name, "", features, _finite(logits_of(encoder, features, context), name))
 
 
 def _finite(logits: NDArray[np.float64], identity: str) -> NDArray[np.float64]:

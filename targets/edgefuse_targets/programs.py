@@ -40,7 +40,7 @@ def artifact_of(program: Program, target: str, path: Path) -> Artifact:
         inputs={entry.name: entry.inputs for entry in program.entries},
         outputs={entry.name: entry.outputs for entry in program.entries},
         parent=program.parent,
-        streaming={entry.name: entry.streaming for entry in program.entries if entry.streaming},
+        streaming=program.streaming,
     )
 
 

@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgefuse import recognize
 from edgefuse import target as targets
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import EdgefuseError, ExportFailed, Refused
 from edgefuse.fold import fold
-from edgefuse.lower import DeploymentGraph, lower
+from edgefuse.lower import Chunks, DeploymentGraph, lower
+from edgefuse.model import Context
 from edgefuse.target import Session, Target
 from edgefuse.values import Artifact, Entry, FoldedModel, Program, TensorSpec
 from tests.conftest import a_checkpoint
@@ -107,6 +109,21 @@ def snr_db(entry: Entry, session: Session, frames: int) -> float:
     wanted = answer[:, :frames].detach().numpy()
     error = session.run(entry.name, inputs)["logits"][:, :frames] - wanted
     return float(10 * np.log10(np.square(wanted).sum() / np.square(error).sum()))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_chunks_with_caches_answer_as_the_whole_recording_does(target: Target, tmp_path: Path, precision: str) -> None:
+    features = torch.randn(
+        1, 163, 80, generator=torch.Generator().manual_seed(0)
+    )  # twice past the left context, a chunk cut short
+    encoder = encoder_of(folded().checkpoint, torch.float64)
+    wanted = encoder(features.double(), torch.tensor([163]), Context(chunk=4, left=8))[0][0].detach().numpy()
+    artifact = target.export(lower(folded(), (), precision, [Chunks(160, 320)]), tmp_path, "model")
+    session = target.open(artifact)
+    both = [recognize.answer(session, artifact, "stream_160ms", features[0].numpy()) for _ in range(2)]
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(both[0] - wanted).sum()) >= LEAST_DB[precision]
+    assert np.array_equal(*both)  # the second utterance knows nothing of the first
+    assert target.structure(artifact).partitions in (None, 1)
 
 
 def test_asking_what_is_missing_imports_no_runtime(name: str) -> None:

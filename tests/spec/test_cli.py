@@ -79,13 +79,13 @@ def test_export_prints_a_row_for_each_artifact_and_tells_its_steps_elsewhere(cap
     command = ["export", str(whole_checkpoint), "-t", "reference", "--seconds", "2", "--speech", str(speech), "-o", str(output)]
     assert cli.run(command) == 0
     out, err = capsys.readouterr()
-    assert "reference   run on this host   fp32" in out
+    assert "reference   offline   run   fp32" in out
     assert out.rstrip().endswith(f"Bundle: {output}")
     assert "Exporting for reference" in err
     assert "Exporting" not in out
     told = parsed(capsys, *command, "--overwrite")
     assert told["passed"] is True
-    assert told["artifacts"][0]["p50_ms"] > 0
+    assert told["artifacts"][0]["modes"]["offline"]["p50_ms"] > 0
 
 
 def test_verify_prints_every_check(capsys, whole_bundle, speech):

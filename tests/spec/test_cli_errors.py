@@ -135,6 +135,12 @@ COMMANDS = {
     "length_too_short_for_the_speech": [
         *["export", "HERE/checkpoint", "-t", "reference", "--seconds", "0.08", "--speech", "HERE/speech", "-o", "HERE/new"]
     ],
+    "no_chunk": ["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "0", "-o", "HERE/new"],
+    "no_left_context": [
+        *["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "640", "--left-context-ms", "-1", "-o", "HERE/new"]
+    ],
+    "chunk_beyond_the_model": ["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "3600000", "-o", "HERE/new"],
+    "chunk_without_speech_to_estimate": ["fold", "HERE/checkpoint", "--chunk-ms", "640", "-o", "HERE/new"],
     "no_speech": ["export", "HERE/checkpoint", "-t", "reference", "--speech", "HERE/diary", "-o", "HERE/new"],
     "no_baseline": ["export", "HERE/checkpoint", "-t", "reference", "--baseline", "HERE/diary", "-o", "HERE/new"],
     "nothing_to_estimate": ["fold", "HERE/folded", "--reestimate", "HERE/speech", "-o", "HERE/new"],

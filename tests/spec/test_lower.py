@@ -6,7 +6,8 @@ import torch
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import UsageError
 from edgefuse.fold import fold
-from edgefuse.lower import DeploymentGraph, lower
+from edgefuse.lower import Chunks, DeploymentGraph, StreamingGraph, lower, program_of
+from edgefuse.model import Context
 from tests.conftest import a_checkpoint
 
 CONFIGS = [
@@ -33,6 +34,52 @@ def test_a_shorter_utterance_gets_the_answer_that_it_gets_alone(changes, folded)
         wanted, _ = encoder(features[:, :frames], torch.tensor([frames]))
         got = graph(behind, torch.tensor([float(frames // 4)]).double())
         torch.testing.assert_close(got[:, : frames // 4], wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "as trained"])
+@pytest.mark.parametrize("changes", CONFIGS, ids=str)
+def test_chunks_with_caches_get_the_answer_of_the_whole_recording(changes, folded):
+    checkpoint = a_checkpoint(**changes)
+    encoder = encoder_of(fold(checkpoint).checkpoint if folded else checkpoint, torch.float64)
+    features = torch.randn(1, 163, 80).double()
+    for chunk, left in ((4, 8), (4, 3), (16, 64), (5, 1)):
+        entry = program_of(checkpoint, (), "fp32", [Chunks(40 * chunk, 40 * left)]).entries[0]
+        graph = StreamingGraph(encoder, chunk, left).double().eval()
+        wanted, _ = encoder(features, torch.tensor([163]), Context(chunk, left))
+        caches = [torch.zeros(spec.shape).double() for spec in entry.inputs[2:]]
+        answers = []
+        for start in range(0, 40, chunk):
+            frames = min(chunk, 40 - start)
+            given = torch.full((1, 4 * chunk, 80), 1e3).double()  # whatever is behind the end, no valid frame may notice
+            given[:, : 4 * frames] = features[:, 4 * start : 4 * (start + frames)]
+            logits, *caches = graph(given, torch.tensor([float(frames)]).double(), *caches)
+            answers.append(logits[:, :frames])
+        torch.testing.assert_close(torch.cat(answers, 1), wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_streaming_entry_names_its_caches_and_where_they_go_on(fusionformer):
+    offline, stream = lower(fold(fusionformer), [1.0], "fp32", [Chunks(150, 310)]).entries
+    assert (offline.name, offline.streaming) == ("offline_1000ms", None)
+    assert stream.name == "stream_160ms"
+    assert stream.streaming is not None
+    assert (stream.streaming.chunk, stream.streaming.left) == (4, 8)
+    shapes = {spec.name: spec.shape for spec in (*stream.inputs, *stream.outputs)}
+    assert shapes["features"] == (1, 16, 80)
+    assert all(shapes[given] == shapes[renewed] for given, renewed in stream.streaming.states.items())
+    assert [*stream.streaming.states][:5] == ["past", "history", "keys_0", "values_0", "inputs_0"]
+    answers = stream.graph(*stream.example())
+    assert [tuple(answer.shape) for answer in answers] == [spec.shape for spec in stream.outputs]
+
+
+@pytest.mark.parametrize("chunks", [Chunks(0, 2560), Chunks(640, 0), Chunks(float("nan"), 1), Chunks(640, 1e6)])
+def test_an_impossible_chunk_is_refused(fusionformer, chunks):
+    with pytest.raises(UsageError):
+        lower(fold(fusionformer), (), "fp32", [chunks])
+
+
+def test_no_entry_at_all_is_refused(fusionformer):
+    with pytest.raises(UsageError, match="needs an entry"):
+        lower(fold(fusionformer), (), "fp32")
 
 
 def test_the_folded_graph_multiplies_by_no_constant_but_the_mask(fusionformer):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from edgefuse.errors import BadConfig
-from edgefuse.model import PRESETS, Context, Encoder, EncoderConfig, preset
+from edgefuse.model import FULL, PRESETS, Context, Encoder, EncoderConfig, preset
 from edgefuse.model.attention import Attention, sinusoids
 from edgefuse.model.normalization import BatchNorm
 from edgefuse.model.reestimate import reestimate
@@ -43,9 +43,35 @@ def test_an_encoder_frame_sees_no_feature_frame_after_its_own_forty_milliseconds
     assert not torch.equal(before[:, 10], after[:, 10])
 
 
+def test_a_chunk_sees_itself_and_the_whole_past_without_a_left_context():
+    mask = attention_mask(torch.tensor([8]), 8, Context(chunk=2))[0, 0].int()
+    assert mask[4].tolist() == mask[5].tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
+
+
 def test_a_chunk_sees_itself_and_its_left_context_only():
-    mask = attention_mask(torch.tensor([8]), 8, Context(chunk=2, left=3))[0, 0].int()
-    assert mask[4].tolist() == mask[5].tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
+    windows = attention_mask(torch.tensor([7]), 7, Context(chunk=2, left=3))[0, 0, :, 0].int()
+    assert windows.tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("positions", ["relative", "none"])
+def test_what_a_window_does_not_hold_changes_nothing(positions):
+    encoder = lived_in(Encoder(a_config(positions=positions, kernel=1, layers=1))).double()
+    context = Context(chunk=2, left=4)
+    features = torch.randn(1, 80, 80).double()
+    changed = features.clone()
+    changed[:, :24] += 1  # encoder frames 0 to 5, and 6 by the subsampling
+    before, after = (encoder(f, torch.tensor([80]), context)[0] for f in (features, changed))
+    torch.testing.assert_close(before[:, 12:], after[:, 12:], rtol=0, atol=1e-12)
+    assert not torch.equal(before[:, 8:10], after[:, 8:10])
+
+
+def test_a_window_answers_alike_wherever_in_the_stream_it_is():
+    encoder = lived_in(Encoder(a_config(kernel=1, layers=1))).double()
+    features = torch.randn(1, 160, 80).double()
+    context = Context(chunk=5, left=5)
+    whole, _ = encoder(features, torch.tensor([160]), context)
+    later, _ = encoder(features[:, 60:], torch.tensor([100]), context)  # without the first 15 encoder frames
+    torch.testing.assert_close(whole[:, 25:], later[:, 10:], rtol=1e-9, atol=1e-9)
 
 
 def test_a_chunk_as_long_as_the_utterance_is_full_context(padded_batch):
@@ -79,7 +105,7 @@ def test_attention_is_wenets_sum_of_two_products():
     scores = (q + attention.u[:, None]) @ k.transpose(2, 3) + (q + attention.v[:, None]) @ p.transpose(2, 3)
     mixed = torch.softmax(scores / math.sqrt(8), -1) @ v
     wanted = attention.output(mixed.transpose(1, 2).reshape(2, 7, 16), valid)
-    got = attention(x, valid, torch.ones(2, 1, 1, 7, dtype=torch.bool), table)
+    got = attention(x, valid, torch.ones(2, 1, 1, 7, dtype=torch.bool), table, FULL)
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from edgefuse import atomic, cli, pipeline, store
 from edgefuse.errors import ChangedBundle, GateFailed, NoSpace, NotABundle, NotWritable, OutputExists
+from edgefuse.values import OFFLINE
 
 KILLED = """
 import os, pathlib, signal, sys
@@ -239,8 +240,8 @@ def test_a_bundle_reads_back_as_it_was_written(whole_bundle, order):
     assert bundle.passed
     assert bundle.exports[0].verdict.parent == store.digest_of(whole_bundle / "model.safetensors")
     assert bundle.exports[0].artifact.parent == bundle.folded
-    assert bundle.reference.utterances == 2
-    assert {golden.identity for golden in bundle.reference.goldens} >= {"full_offline_2000ms"}
+    assert bundle.references[OFFLINE].utterances == 2
+    assert {golden.identity for golden in bundle.references[OFFLINE].goldens} >= {"full_offline_2000ms"}
     assert bundle.precision == order.precision
     assert {"edgefuse", "python", "torch"} <= set(bundle.tools)
 

@@ -105,7 +105,7 @@ def test_the_same_command_trains_both_norms(corpus: Path, tmp_path: Path, norm: 
     read = checkpoint.read(trained.folder)
     assert read.config.norm == norm
     assert read.tokens == TOKENS.symbols
-    assert set(trained.errors) == {"seen", "seen streamed", "unseen", "unseen streamed"}
+    assert set(trained.errors) >= {"seen", "seen, 160 ms", "unseen", "unseen, 1280 ms"}
     assert (tmp_path / "metrics.json").is_file()
 
 

@@ -9,37 +9,43 @@ import pytest
 from edgefuse import pipeline, store
 from edgefuse.bundle import Findings, Golden, Reference
 from edgefuse.errors import AudioError, MissingFile, UsageError
+from edgefuse.lower import Chunks
 from edgefuse.recognize import answer, fitting
 from edgefuse.speech import read_speech, shipped
 from edgefuse.target import find
-from edgefuse.values import Artifact, Structure, TensorSpec
+from edgefuse.values import OFFLINE, Artifact, Structure, TensorSpec
 from edgefuse.verify.gate import judge
 from edgefuse.verify.parity import IDENTICAL_DB, NONSENSE_DB, agreeing_frames, snr_db, worst_snr_db
 from edgefuse.verify.wer import WordErrors
 
-GOOD = Findings(Structure({"linear": 9}, (), 1, {"getitem": 1}), 120.0, 119.0, 1000, 1000, WordErrors(1, 0, 0, 500, 60))
-MODEL = Reference("", 60, WordErrors(1, 0, 0, 500, 60), {}, ())
+GOOD = Findings(120.0, 119.0, 1000, 1000, WordErrors(1, 0, 0, 500, 60))
+CLEAN = Structure({"linear": 9}, (), 1, {"getitem": 1})
+MODEL = Reference(60, WordErrors(1, 0, 0, 500, 60), {}, ())
+LIVE = "stream_640ms"
 
 
-def verdict(findings: Findings, precision="fp32", *, norm_free=True):
-    return judge(findings, MODEL, target="t", how="run on this host", precision=precision, norm_free=norm_free, digest="")
-
-
-def failed(findings: Findings, precision="fp32", *, norm_free=True) -> list[str]:
-    return [check.name for check in verdict(findings, precision, norm_free=norm_free).checks if not check.passed]
+def failed(findings=GOOD, structure=CLEAN, precision="fp32", *, mode="offline", norm_free=True) -> list[str]:
+    verdict = judge(
+        structure,
+        {mode: findings},
+        {mode: MODEL},
+        target="t",
+        how="run on this host",
+        precision=precision,
+        norm_free=norm_free,
+        digest="",
+    )
+    assert verdict.passed == all(check.passed for check in verdict.checks)
+    return [check.name for check in verdict.checks if not check.passed]
 
 
 def test_an_artifact_that_reaches_every_bar_passes():
-    assert verdict(GOOD).passed
-    assert failed(GOOD) == []
+    assert failed() == failed(mode=LIVE) == []
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"structure": Structure({}, ("a batch_norm",), 1, {})}, "normalizations"),
-        ({"structure": Structure({}, (), 2, {})}, "partitions"),
-        ({"structure": Structure({}, (), 1, {"getitem": 2, "layer_norm": 3})}, "outside"),
         ({"snr_db": 89.9}, "parity"),
         ({"snr_db": float("nan")}, "parity"),
         ({"padded_snr_db": 89.9}, "padding"),
@@ -51,25 +57,44 @@ def test_an_artifact_that_reaches_every_bar_passes():
 )
 def test_one_bar_that_is_missed_is_enough_to_fail(change, name):
     assert failed(dataclasses.replace(GOOD, **change)) == [name]
+    assert failed(dataclasses.replace(GOOD, **change), mode=LIVE) == [f"{name}, {LIVE}"]
+
+
+@pytest.mark.parametrize(
+    ("structure", "name"),
+    [
+        (Structure({}, ("a batch_norm",), 1, {}), "normalizations"),
+        (Structure({}, (), 2, {}), "partitions"),
+        (Structure({}, (), 1, {"getitem": 2, "layer_norm": 3}), "outside"),
+    ],
+)
+def test_one_norm_or_stranger_is_enough_to_fail(structure, name):
+    assert failed(structure=structure) == [name]
+
+
+def test_chunks_that_are_fed_one_after_another_change_no_token():
+    almost = dataclasses.replace(GOOD, agreeing_frames=999)
+    assert failed(almost) == failed(almost, precision="fp16", mode=LIVE) == []
+    assert failed(almost, mode=LIVE) == [f"tokens, {LIVE}"]
 
 
 def test_half_precision_has_lower_bars_for_numbers_and_the_same_for_structure():
     half = dataclasses.replace(GOOD, snr_db=41.0, padded_snr_db=41.0, errors=WordErrors(2, 0, 0, 500, 60))
-    assert failed(half, "fp16") == []
-    assert failed(half, "fp32") == ["parity", "padding", "WER"]
-    assert failed(dataclasses.replace(half, structure=Structure({}, ("x",), 1, {})), "fp16") == ["normalizations"]
+    assert failed(half, precision="fp16") == []
+    assert failed(half, precision="fp32") == ["parity", "padding", "WER"]
+    assert failed(half, Structure({}, ("x",), 1, {}), "fp16") == ["normalizations"]
 
 
 def test_casts_at_the_border_are_for_half_precision_only():
-    casts = dataclasses.replace(GOOD, structure=Structure({}, (), 1, {"_to_dim_order_copy.out": 3}))
-    assert failed(casts, "fp16") == []
-    assert failed(casts, "fp32") == ["outside"]
+    casts = Structure({}, (), 1, {"_to_dim_order_copy.out": 3})
+    assert failed(structure=casts, precision="fp16") == []
+    assert failed(structure=casts, precision="fp32") == ["outside"]
 
 
 def test_the_structure_of_a_model_that_keeps_its_norms_is_reported_and_not_judged():
-    conformer = dataclasses.replace(GOOD, structure=Structure({}, ("a layer_norm",) * 61, 50, {"layer_norm": 61}))
-    assert failed(conformer, norm_free=False) == []
-    assert failed(dataclasses.replace(conformer, snr_db=10.0), norm_free=False) == ["parity"]
+    conformer = Structure({}, ("a layer_norm",) * 61, 50, {"layer_norm": 61})
+    assert failed(structure=conformer, norm_free=False) == []
+    assert failed(dataclasses.replace(GOOD, snr_db=10.0), conformer, norm_free=False) == ["parity"]
 
 
 def test_the_ratio_is_ten_decibels_per_power_of_ten():
@@ -141,14 +166,14 @@ def test_what_stands_behind_the_end_is_padding_and_the_answer_ends_there(summing
 
 def test_every_golden_vector_is_tried_in_every_entry_that_holds_it(summing_artifact):
     session = Summing()
-    assert worst_snr_db(session, summing_artifact, [a_golden(3), a_golden(6)], noise=False) > 90
+    assert worst_snr_db(session, summing_artifact, summing_artifact.modes[0], [a_golden(3), a_golden(6)], noise=False) > 90
     assert session.calls == [("long", 3.0), ("short", 3.0), ("long", 6.0)]
 
 
 def test_padding_that_leaks_into_valid_frames_is_found_when_it_is_loud(summing_artifact):
     session, goldens = Summing(leak=1e-3), [a_golden(3)]
-    assert worst_snr_db(session, summing_artifact, goldens, noise=False) > 90
-    assert worst_snr_db(session, summing_artifact, goldens, noise=True) < 60
+    assert worst_snr_db(session, summing_artifact, summing_artifact.modes[0], goldens, noise=False) > 90
+    assert worst_snr_db(session, summing_artifact, summing_artifact.modes[0], goldens, noise=True) < 60
 
 
 def test_a_bundle_verifies_from_itself_alone(whole_bundle, speech):
@@ -183,7 +208,7 @@ def test_the_golden_vectors_are_what_the_float64_model_says(whole_bundle, whole_
     from edgefuse import checkpoint as checkpoints
 
     encoder = checkpoints.encoder_of(checkpoints.read(whole_checkpoint), torch.float64)  # not folded: the fold is exact
-    for golden in store.read_bundle(whole_bundle).reference.goldens:
+    for golden in store.read_bundle(whole_bundle).references[OFFLINE].goldens:
         features = torch.from_numpy(golden.features)[None].double()
         logits, _ = encoder(features, torch.tensor([features.shape[1]]))
         assert snr_db(logits[0].detach().numpy(), golden.logits) > 200
@@ -196,10 +221,10 @@ def test_a_conformer_is_exported_with_its_norms_and_timed_as_a_baseline(whole_ch
     store.write_checkpoint(tmp_path / "conformer", a_checkpoint("layer", **ONE_LAYER))
     verified = pipeline.export(tmp_path / "conformer", tmp_path / "out", order)
     (export,) = verified.exports
-    assert export.findings.structure.normalizations
+    assert export.structure.normalizations
     assert verified.passed
     against = pipeline.export(whole_checkpoint, tmp_path / "new", dataclasses.replace(order, baseline=tmp_path / "conformer"))
-    pace = against.paces["reference"]
+    pace = against.paces["reference"][OFFLINE]
     assert pace.baseline_ratio is not None
     assert pace.baseline_ratio > 0
     assert not list(tmp_path.rglob("*baseline*"))
@@ -210,9 +235,71 @@ def test_several_lengths_in_half_precision_pass_with_their_own_bars(whole_checkp
     verified = pipeline.export(whole_checkpoint, tmp_path / "out", several)
     (export,) = verified.exports
     assert list(export.artifact.inputs) == ["offline_2000ms", "offline_3000ms"]
-    assert 40 <= export.findings.snr_db < 90
-    goldens = {golden.identity for golden in verified.bundle.reference.goldens}
+    assert 40 <= export.findings[OFFLINE].snr_db < 90
+    goldens = {golden.identity for golden in verified.bundle.references[OFFLINE].goldens}
     assert {"full_offline_2000ms", "full_offline_3000ms"} <= goldens
+
+
+@pytest.fixture(scope="module")
+def both(whole_checkpoint, order, tmp_path_factory):
+    """Whole utterances and chunks in one artifact."""
+    folder = tmp_path_factory.mktemp("both") / "bundle"
+    return pipeline.export(whole_checkpoint, folder, dataclasses.replace(order, chunks=(Chunks(160, 320),)))
+
+
+def test_whole_utterances_and_chunks_are_judged_apart_in_one_artifact(both, speech):
+    (export,) = both.exports
+    assert [mode.name for mode in export.artifact.modes] == ["offline", "stream_160ms"] == [*both.bundle.references]
+    assert {"parity", "parity, stream_160ms"} <= {check.name for check in export.verdict.checks}
+    assert set(both.paces["reference"]) == {"offline", "stream_160ms"}
+    assert pipeline.verify(both.bundle.folder, speech=speech).passed
+
+
+def test_chunks_answer_as_the_float64_model_does_with_a_mask_over_the_whole_recording(both, whole_checkpoint):
+    import torch
+
+    from edgefuse import checkpoint as checkpoints
+    from edgefuse.model import Context
+
+    encoder = checkpoints.encoder_of(checkpoints.read(whole_checkpoint), torch.float64)
+    goldens = store.read_bundle(both.bundle.folder).references["stream_160ms"].goldens
+    assert goldens[-1].identity == "full_stream_160ms"
+    for golden in goldens:
+        features = torch.from_numpy(golden.features)[None].double()
+        logits, _ = encoder(features, torch.tensor([features.shape[1]]), Context(4, 8))
+        assert snr_db(logits[0].detach().numpy(), golden.logits) > 200
+
+
+def test_a_stream_that_forgets_its_past_fails(both, speech, monkeypatch):
+    from edgefuse_targets import reference
+
+    opened = reference.open
+
+    class Forgetful:
+        how = "run on this host"
+
+        def __init__(self, session):
+            self.session = session
+
+        def run(self, entry, inputs):
+            return {n: np.zeros_like(a) if n == "keys_0_next" else a for n, a in self.session.run(entry, inputs).items()}
+
+    monkeypatch.setattr(reference, "open", lambda artifact, threads=1: Forgetful(opened(artifact, threads)))
+    failing = [
+        c.name for e in pipeline.verify(both.bundle.folder, speech=speech).exports for c in e.verdict.checks if not c.passed
+    ]
+    assert failing
+    assert all(name.endswith("stream_160ms") for name in failing)
+
+
+def test_a_recording_that_is_longer_than_the_offline_entries_is_streamed(both, tmp_path):
+    import soundfile
+
+    from edgefuse.listen import listen
+
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).standard_normal(48_000) / 10, 16_000)
+    (heard,) = listen(both.exports[0].artifact.path, [tmp_path / "long.wav"])
+    assert heard.seconds == 3.0
 
 
 def test_the_shipped_test_set_is_whole():
