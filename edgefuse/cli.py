@@ -167,18 +167,26 @@ def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, as_json:
 @cli.command()
 @click.argument("artifact", type=PATH)
 @click.argument("audio", type=PATH, nargs=-1, required=True)
+@click.option("--stream", "live", is_flag=True, help="Feed it chunk by chunk; show the text as it forms, and what a chunk costs.")
 @verbose_option
 @json_option
-def transcribe(artifact: Path, audio: tuple[Path, ...], as_json: bool) -> None:
+def transcribe(artifact: Path, audio: tuple[Path, ...], live: bool, as_json: bool) -> None:
     """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files."""
-    from edgefuse.listen import listen
+    from edgefuse.listen import listen, stream
     from edgefuse.report import rows, terminal
 
-    heard = listen(artifact, audio)
-    if as_json:
-        terminal.show_json(rows.transcripts_json(heard))
+    if live:
+        streamed = stream(artifact, audio, terminal.say)
+        heard, described = rows.transcript_lines(streamed), rows.streamed_json(streamed)
     else:
-        click.echo("\n".join(rows.transcript_lines(heard)))
+        whole = listen(artifact, audio)
+        heard, described = rows.transcript_lines(whole), rows.transcripts_json(whole)
+    if as_json:
+        terminal.show_json(described)
+    else:
+        click.echo("\n".join(heard))
+    if live and not as_json:
+        terminal.show_table(rows.STREAMED, rows.streamed_rows(streamed))
 
 
 @cli.command()

@@ -1,26 +1,55 @@
-"""Transcribe recordings with an artifact of a bundle."""
+"""Open an artifact of a bundle, and transcribe recordings with it: whole, or as they would come from a microphone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgefuse import store
 from edgefuse.bundle import Bundle
 from edgefuse.errors import MissingFile, UsageError
 from edgefuse.foreign import in_words
+from edgefuse.frontend.audio import read_audio
+from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.recognize import Transcript, transcribe
+from edgefuse.recognizer import Loaded, Recognizer, Streamed
 from edgefuse.target import find
 from edgefuse.values import Artifact
 
 
-def listen(path: Path, recordings: Sequence[Path]) -> tuple[Transcript, ...]:
-    """Transcribe recordings with one artifact: `path` is BUNDLE/model.something, or a bundle that holds only one."""
+def load(path: Path) -> Loaded:
+    """Open one artifact: `path` is BUNDLE/model.something, or a bundle that holds only one."""
     bundle, artifact = open_artifact(path)
     with in_words(artifact.target, "could not open its artifact"):
-        session = find(artifact.target).open(artifact)
-    with in_words(artifact.target, "could not run its artifact"):
-        return tuple(transcribe(session, bundle, artifact, recording) for recording in recordings)
+        return Loaded(bundle, artifact, find(artifact.target).open(artifact))
+
+
+def listen(path: Path, recordings: Sequence[Path]) -> tuple[Transcript, ...]:
+    """Transcribe recordings with one artifact."""
+    loaded = load(path)
+    with in_words(loaded.artifact.target, "could not run its artifact"):
+        return tuple(transcribe(loaded.session, loaded.bundle, loaded.artifact, recording) for recording in recordings)
+
+
+def stream(path: Path, recordings: Sequence[Path], tell: Callable[[str], None]) -> tuple[Streamed, ...]:
+    """Transcribe recordings as if they were spoken now, chunk by chunk; `tell` hears every partial text that is new."""
+    loaded = load(path)
+    recognizer = Recognizer(loaded)
+    with in_words(loaded.artifact.target, "could not run its artifact"):
+        return tuple(_streamed(recognizer, recording, tell) for recording in recordings)
+
+
+def _streamed(recognizer: Recognizer, recording: Path, tell: Callable[[str], None]) -> Streamed:
+    samples = read_audio(recording).numpy()
+    recognizer.reset()
+    told = ""
+    for start in range(0, len(samples), recognizer.chunk_samples):
+        text = recognizer.accept(samples[start : start + recognizer.chunk_samples])
+        if text != told:
+            tell(text)
+        told = text
+    text = recognizer.finish()
+    return Streamed(recording, len(samples) / KALDI_80.sample_rate_hz, text, tuple(recognizer.latency_ns))
 
 
 def open_artifact(path: Path) -> tuple[Bundle, Artifact]:

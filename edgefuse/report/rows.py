@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgefuse.packages import Need
     from edgefuse.pipeline import Verified
     from edgefuse.recognize import Transcript
+    from edgefuse.recognizer import Streamed
     from edgefuse.target import Target
     from edgefuse.train.loop import Trained
     from edgefuse.values import FoldedModel
@@ -46,6 +47,7 @@ PLAN = ("site", "", "into, or the reason")
 TARGETS = ("target", "makes", "file", "state")
 NEEDS = ("package", "installed", "wanted", "by", "state")
 RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar", "p50", "")
+STREAMED = ("recording", "length", "chunks", "real-time factor", "p50", "p90", "p99")
 ERRORS = ("test set", "WER", "errors", "words", "utterances")
 
 
@@ -169,7 +171,7 @@ def verdict_line(verified: Verified) -> str:
     return f"{bundle.folder}: {bundle.config.name}, {bundle.precision}, {'passed' if verified.passed else 'FAILED'} ({how})"
 
 
-def transcript_lines(heard: Sequence[Transcript]) -> list[str]:
+def transcript_lines(heard: Sequence[Transcript] | Sequence[Streamed]) -> list[str]:
     """The text; with the file's name where there are several."""
     return [each.text if len(heard) == 1 else f"{each.path}: {each.text}" for each in heard]
 
@@ -177,6 +179,34 @@ def transcript_lines(heard: Sequence[Transcript]) -> list[str]:
 def transcripts_json(heard: Sequence[Transcript]) -> list[dict[str, Any]]:
     """The same for programs."""
     return [{"path": str(each.path), "seconds": each.seconds, "text": each.text} for each in heard]
+
+
+def streamed_rows(heard: Sequence[Streamed]) -> list[tuple[str, ...]]:
+    """One row per recording, in the order of `STREAMED`."""
+    return [
+        (
+            each.path.name,
+            f"{each.seconds:.2f} s",
+            str(len(each.latency_ns)),
+            f"{each.real_time_factor:.4f}",
+            *(f"{each.latency_ms(percent):.1f} ms" for percent in (50, 90, 99)),
+        )
+        for each in heard
+    ]
+
+
+def streamed_json(heard: Sequence[Streamed]) -> list[dict[str, Any]]:
+    """The same for programs, with every sample."""
+    return [
+        {
+            "path": str(each.path),
+            "seconds": each.seconds,
+            "text": each.text,
+            "real_time_factor": each.real_time_factor,
+            "latency_ns": list(each.latency_ns),
+        }
+        for each in heard
+    ]
 
 
 def target_rows(shelf: Mapping[str, EntryPoint]) -> list[tuple[str, ...]]:

@@ -2,16 +2,19 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgefuse import store
-from edgefuse.pipeline import Order, export
+from edgefuse.lower import Chunks
+from edgefuse.pipeline import Order, Verified, export
 from edgefuse.speech import shipped
 from tests.conftest import a_checkpoint
 
 SECONDS = 2.0
+FUSIONFORMER = Path(__file__).parents[2] / "demo_app" / "shared" / "models" / "fusionformer-tiny"
 ONE_LAYER = {"dimension": 8, "layers": 1, "heads": 2, "feed_forward": 12, "kernel": 3, "subsampling_channels": 2}
 
 
@@ -55,6 +58,13 @@ def whole_bundle(whole_checkpoint: Path, order: Order, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
     assert export(whole_checkpoint, folder, order).passed
     return folder
+
+
+@pytest.fixture(scope="session")
+def both(order: Order, tmp_path_factory: pytest.TempPathFactory) -> Verified:
+    """The shipped model, whole utterances and chunks in one artifact; not to be changed."""
+    folder = tmp_path_factory.mktemp("both") / "bundle"
+    return export(FUSIONFORMER, folder, replace(order, chunks=(Chunks(640, 1280),)))
 
 
 @pytest.fixture

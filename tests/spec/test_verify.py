@@ -9,7 +9,6 @@ import pytest
 from edgefuse import pipeline, store
 from edgefuse.bundle import Findings, Golden, Reference
 from edgefuse.errors import AudioError, MissingFile, UsageError
-from edgefuse.lower import Chunks
 from edgefuse.recognize import answer, fitting
 from edgefuse.speech import read_speech, shipped
 from edgefuse.target import find
@@ -240,33 +239,27 @@ def test_several_lengths_in_half_precision_pass_with_their_own_bars(whole_checkp
     assert {"full_offline_2000ms", "full_offline_3000ms"} <= goldens
 
 
-@pytest.fixture(scope="module")
-def both(whole_checkpoint, order, tmp_path_factory):
-    """Whole utterances and chunks in one artifact."""
-    folder = tmp_path_factory.mktemp("both") / "bundle"
-    return pipeline.export(whole_checkpoint, folder, dataclasses.replace(order, chunks=(Chunks(160, 320),)))
-
-
 def test_whole_utterances_and_chunks_are_judged_apart_in_one_artifact(both, speech):
     (export,) = both.exports
-    assert [mode.name for mode in export.artifact.modes] == ["offline", "stream_160ms"] == [*both.bundle.references]
-    assert {"parity", "parity, stream_160ms"} <= {check.name for check in export.verdict.checks}
-    assert set(both.paces["reference"]) == {"offline", "stream_160ms"}
+    assert [mode.name for mode in export.artifact.modes] == ["offline", "stream_640ms"] == [*both.bundle.references]
+    assert {"parity", "parity, stream_640ms"} <= {check.name for check in export.verdict.checks}
+    assert set(both.paces["reference"]) == {"offline", "stream_640ms"}
     assert pipeline.verify(both.bundle.folder, speech=speech).passed
 
 
-def test_chunks_answer_as_the_float64_model_does_with_a_mask_over_the_whole_recording(both, whole_checkpoint):
+def test_chunks_answer_as_the_float64_model_does_with_a_mask_over_the_whole_recording(both):
     import torch
 
     from edgefuse import checkpoint as checkpoints
     from edgefuse.model import Context
+    from tests.spec.conftest import FUSIONFORMER
 
-    encoder = checkpoints.encoder_of(checkpoints.read(whole_checkpoint), torch.float64)
-    goldens = store.read_bundle(both.bundle.folder).references["stream_160ms"].goldens
-    assert goldens[-1].identity == "full_stream_160ms"
+    encoder = checkpoints.encoder_of(checkpoints.read(FUSIONFORMER), torch.float64)
+    goldens = store.read_bundle(both.bundle.folder).references["stream_640ms"].goldens
+    assert goldens[-1].identity == "full_stream_640ms"
     for golden in goldens:
         features = torch.from_numpy(golden.features)[None].double()
-        logits, _ = encoder(features, torch.tensor([features.shape[1]]), Context(4, 8))
+        logits, _ = encoder(features, torch.tensor([features.shape[1]]), Context(16, 32))
         assert snr_db(logits[0].detach().numpy(), golden.logits) > 200
 
 
@@ -289,7 +282,7 @@ def test_a_stream_that_forgets_its_past_fails(both, speech, monkeypatch):
         c.name for e in pipeline.verify(both.bundle.folder, speech=speech).exports for c in e.verdict.checks if not c.passed
     ]
     assert failing
-    assert all(name.endswith("stream_160ms") for name in failing)
+    assert all(name.endswith("stream_640ms") for name in failing)
 
 
 def test_a_recording_that_is_longer_than_the_offline_entries_is_streamed(both, tmp_path):
