@@ -176,4 +176,4 @@ def _checked(pcm: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32
         return samples.astype(np.float32) / np.float32(FULL_SCALE)
     if not np.isfinite(samples).all():
         raise AudioNotFinite("The samples have values that are NaN or infinite.", hint="Look for a division by zero.")
-    return samples
+    return samples.astype(np.float32, copy=False)

@@ -15,6 +15,9 @@ A chunk has caches beside it, one tensor per layer and kind, each given back as 
 their positions, which count from the start of the window and so move with every chunk.
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,7 +100,8 @@ class StreamingGraph(nn.Module):
         frames = torch.cat((history, features), dim=1)
         x = self.subsampling(frames)
         following = [torch.clamp(past + self.step, 0.0, float(self.left)), frames[:, -SUBSAMPLING_HISTORY:]]
-        for block, keys, values, inputs in zip(self.blocks, caches[::3], caches[1::3], caches[2::3], strict=True):
+        blocks = cast("Iterable[_Block]", self.blocks)
+        for block, keys, values, inputs in zip(blocks, caches[::3], caches[1::3], caches[2::3], strict=True):
             x, *renewed = block.stream(x, hidden, keys, values, inputs)
             following += renewed
         return (self.ctc(self.norm(x)), *following)
