@@ -29,7 +29,10 @@ from edgefuse.model.layers import (
     norm_of_output,
     norm_on_residual,
 )
+from edgefuse.model.normalization import BatchNorm
 from edgefuse.model.streaming import FULL, Context, attention_mask, positions_within, valid_frames
+
+BRANCH_GAIN = 0.3  # gamma that the last batch norm of a branch begins with: the sum on the residual stream grows slowly [I]
 
 torch.fx.wrap("attention_mask")
 torch.fx.wrap("positions_within")
@@ -113,6 +116,9 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.norm_final = norm_on_residual(config)
         self.dropout = nn.Dropout(config.dropout)
+        for last in (self.macaron.w2, self.attention.output, self.convolution.pointwise2, self.feed_forward.w2):
+            if isinstance(last.norm, BatchNorm):
+                nn.init.constant_(last.norm.weight, BRANCH_GAIN)
 
     def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor, context: Context) -> Tensor:
         """(B, T, d) to (B, T, d)."""

@@ -87,8 +87,10 @@ def train(
 
     ``features`` keeps the log-mel frames, ``speech``/features by default; several trainings may share it. ``resume`` goes
     on from the last whole epoch in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
-    encoder is where the training begins; its vocabulary may be another one.
+    encoder is where the training begins; its vocabulary may be another one, and characters need not come first any more.
     """
+    if start:
+        recipe = replace(recipe, characters_first=0.0)
     torch.set_num_threads(threads)
     _claim(output, resume=resume)
     stores = features or speech / "features"

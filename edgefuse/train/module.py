@@ -1,9 +1,9 @@
 """The training step, as Lightning wants it.
 
 The loss is CTC over the vocabulary and, from a second head on the same frames, CTC over characters (multi-task CTC,
-Sanabria and Metze 2018). A LayerNorm Conformer hears characters alone at first: with word pieces in its loss it stays for
-thousands of steps where CTC begins, with the same few words for every utterance, while a FusionFormer soon leaves. The
-second head belongs to the training and is no part of the checkpoint.
+Sanabria and Metze 2018). It hears characters alone at first: with word pieces in its loss an encoder stays for thousands of
+steps where CTC begins, with the same few words for every utterance. The second head belongs to the training and is no part
+of the checkpoint.
 """
 
 from __future__ import annotations

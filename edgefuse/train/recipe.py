@@ -32,7 +32,7 @@ class Recipe:
     dropout: float = 0.0  # the augmentation regularizes a small network enough, and costs a tenth of dropout's time
     average_decay: float = 0.999
     character_share: float = 0.3  # of the loss: CTC over characters, from a second head; see module.py
-    characters_first: float = 0.12  # of the steps: characters alone, for a LayerNorm Conformer, which else learns nothing
+    characters_first: float = 0.12  # of the steps: characters alone; see module.py
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -55,8 +55,7 @@ class Recipe:
 
     def character_share_at(self, step: int, steps: int) -> float:
         """The share of the loss over characters at a step."""
-        alone = self.norm == "layer" and step < self.characters_first * steps
-        return 1.0 if alone else self.character_share
+        return 1.0 if step < self.characters_first * steps else self.character_share
 
     def learning_rate_factor(self, step: int, steps: int) -> float:
         """The learning rate of a step, as a share of the peak: a linear warm-up, then half a cosine to the last rate."""

@@ -147,7 +147,7 @@ def test_reestimated_statistics_are_those_of_the_speech(padded_batch):
 def test_a_fusionformer_has_no_norm_on_the_residual_stream_and_no_layer_norm():
     names = [type(m).__name__ for m in Encoder(preset("tiny", norm="batch", vocabulary_size=29)).modules()]
     assert "LayerNorm" not in names
-    assert names.count("BatchNorm") == 3 + 8 * 11  # subsampling, and per block w1 w2 q k v o pw1 dw pw2 w1 w2
+    assert names.count("BatchNorm") == 3 + 8 * 11 + 1  # subsampling, per block w1 w2 q k v o pw1 dw pw2 w1 w2, before the head
 
 
 def test_the_conformer_has_wenets_layer_norms():
