@@ -242,7 +242,13 @@ def _entry_to_json(artifact: Artifact, name: str) -> dict[str, Any]:
     if name not in artifact.streaming:
         return specs
     how = artifact.streaming[name]
-    told = {"chunk_frames": how.chunk, "left_context_frames": how.left, "look_ahead_frames": 0, "states": dict(how.states)}
+    told = {
+        "chunk_frames": how.chunk,
+        "left_context_frames": how.left,
+        "look_ahead_frames": 0,
+        "states": dict(how.states),
+        "held": list(how.held),
+    }
     return {**specs, "streaming": told}
 
 
@@ -276,7 +282,7 @@ def _specs(specs: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
 
 
 def _streaming(fields: Mapping[str, Any]) -> Streaming:
-    return Streaming(fields["chunk_frames"], fields["left_context_frames"], fields["states"])
+    return Streaming(fields["chunk_frames"], fields["left_context_frames"], fields["states"], tuple(fields["held"]))
 
 
 def _precision(name: str) -> Precision:

@@ -110,6 +110,13 @@ def fold(
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance; may be given several times.  [default: 5.12]")
 @click.option("--chunk-ms", type=float, help="Stream, in chunks of so long; with --seconds, both in one artifact.")
 @left_context_option
+@click.option(
+    "--state",
+    type=click.Choice(("explicit", "held")),
+    default="explicit",
+    show_default=True,
+    help="Where a stream's caches are: inputs and outputs, or inside the artifact.",
+)
 @output_options
 @click.option("--speech", type=PATH, help="Verify on this folder of speech instead of the shipped one.")
 @click.option("--baseline", type=PATH, metavar="CHECKPOINT", help="Time this checkpoint in turns with it; it is not kept.")
@@ -123,6 +130,7 @@ def export(
     seconds: tuple[float, ...],
     chunk_ms: float | None,
     left_context_ms: float,
+    state: str,
     output: Path,
     overwrite: bool,
     speech: Path | None,
@@ -135,7 +143,8 @@ def export(
     from edgefuse.pipeline import export as run
     from edgefuse.report import rows, terminal
 
-    order = Order(chosen, precision, *_shapes(seconds, chunk_ms, left_context_ms), speech, baseline)
+    shapes = _shapes(seconds, chunk_ms, left_context_ms, held=state == "held")
+    order = Order(chosen, precision, *shapes, speech, baseline)
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
@@ -310,15 +319,17 @@ def train(
 
 
 def _shapes(
-    seconds: tuple[float, ...], chunk_ms: float | None, left_context_ms: float
+    seconds: tuple[float, ...], chunk_ms: float | None, left_context_ms: float, *, held: bool = False
 ) -> tuple[tuple[float, ...], tuple[Chunks, ...]]:
     """The lengths and the chunks that were asked for; without either, one length."""
     from edgefuse.lower import Chunks
     from edgefuse.pipeline import SECONDS
 
+    if held and chunk_ms is None:
+        raise UsageError("Without a stream there are no caches to hold.", hint="Stream, for example with: --chunk-ms 640")
     if chunk_ms is None:
         return seconds or SECONDS, ()
-    return seconds, (Chunks(chunk_ms, left_context_ms),)
+    return seconds, (Chunks(chunk_ms, left_context_ms, held),)
 
 
 def run(arguments: Sequence[str]) -> int:

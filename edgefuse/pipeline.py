@@ -82,6 +82,7 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
     with tell("Folding"):
         folded, exact = fold_exactly(folder, checkpoint)
     program, frontend = _lower(folded, order), frontend_of(checkpoint)
+    _require_honoured(program, shelf)
     with tell("Listening to the test set in PyTorch"):
         test_set = read_speech(order.speech or shipped())
         heard = hear(test_set, frontend)
@@ -136,10 +137,14 @@ def _lower(folded: FoldedModel, order: Order) -> Program:
     return lower(folded, order.seconds, order.precision, order.chunks)
 
 
-def _export(name: str, target: Target, program: Program, folder: Path, tell: Tell) -> Artifact:
-    with tell(f"Exporting for {name}, {program.precision}"), in_words(name, "could not export"):
+def _require_honoured(program: Program, shelf: Mapping[str, Target]) -> None:
+    for target in shelf.values():
         if sentences := target.refusals(program):
             raise Refused(" ".join(sentences), hint="See what the targets can with: edgefuse targets")
+
+
+def _export(name: str, target: Target, program: Program, folder: Path, tell: Tell) -> Artifact:
+    with tell(f"Exporting for {name}, {program.precision}"), in_words(name, "could not export"):
         return target.export(program, folder, ARTIFACT)
 
 

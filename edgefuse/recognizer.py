@@ -23,6 +23,7 @@ from edgefuse.errors import AudioError, AudioNotFinite, UsageError
 from edgefuse.frontend.log_mel import log_mel, normalize
 from edgefuse.model.config import SUBSAMPLING
 from edgefuse.recognize import Stream
+from edgefuse.target import find
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +42,11 @@ class Loaded:
     bundle: Bundle
     artifact: Artifact
     session: Session
+
+    def session_of(self, entry: str) -> Session:
+        """The session for one more utterance at the same time: a new one if the artifact holds an utterance's caches itself."""
+        how = self.artifact.streaming.get(entry)
+        return find(self.artifact.target).open(self.artifact) if how and how.held else self.session
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +91,14 @@ class Recognizer:
                 f"{loaded.artifact.path} takes whole utterances only.",
                 hint="Export one that streams with: --chunk-ms 640",
             )
+        self._session = loaded.session_of(self._entry)
         self._tokens = Tokens(loaded.bundle.tokens)
         self._mean, self._istd = torch.tensor(loaded.bundle.frontend.mean), torch.tensor(loaded.bundle.frontend.istd)
         self.reset()
 
     def reset(self) -> None:
         """Begin a new utterance."""
-        self._stream = Stream(self._loaded.session, self._loaded.artifact, self._entry)
+        self._stream = Stream(self._session, self._loaded.artifact, self._entry)
         self._samples = np.zeros(0, np.float32)
         self._features = np.zeros((0, len(self._mean)), np.float32)
         self._ids: list[int] = []

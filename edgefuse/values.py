@@ -100,11 +100,13 @@ class Streaming:
         chunk: encoder frames of 40 ms that it takes at once.
         left: encoder frames before the chunk that its attention sees.
         states: name of an input to the name of the output that holds it for the next chunk; an utterance begins with zeros.
+        held: names of the caches that the artifact holds itself: it then serves one utterance at a time.
     """
 
     chunk: int
     left: int
     states: Mapping[str, str]
+    held: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ def contender(session: Session, artifact: Artifact, mode: Mode) -> Contender:
         raise UsageError(
             f"{artifact.target} is evaluated here, not run: it has no latency.", hint="Time it on a device that has its runtime."
         )
-    entry, (features, length, *caches) = next(iter(mode.inputs.items()))
+    entry = next(iter(mode.inputs))
+    features, length, *caches = artifact.inputs[entry]  # its own: another artifact may have other caches
     frames = artifact.outputs[entry][0].shape[1]
     noise = np.random.default_rng(0).standard_normal(features.shape).astype(np.float32)
     given = {features.name: noise, length.name: np.full(length.shape, frames, np.float32)}

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import UsageError
 from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
+from edgefuse.lower.held import HeldGraph
 from edgefuse.model import SUBSAMPLING, Encoder
 from edgefuse.model.config import SUBSAMPLING_HISTORY
 from edgefuse.values import Checkpoint, Entry, FoldedModel, Precision, Program, Streaming, TensorSpec
@@ -18,10 +21,14 @@ NEXT = "_next"  # behind the name of a cache: the output that holds it for the n
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """A streaming entry that is wanted, in milliseconds: what it takes at once, and the past that it sees."""
+    """A streaming entry that is wanted, in milliseconds: what it takes at once, and the past that it sees.
+
+    `held` leaves its caches inside the artifact; else they are inputs and outputs.
+    """
 
     chunk_ms: float
     left_context_ms: float
+    held: bool = False
 
     @property
     def frames(self) -> tuple[int, int]:
@@ -46,7 +53,7 @@ def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Prec
         UsageError: neither a length nor a chunk, or one outside the model's reach.
     """
     lengths = sorted({_whole_frames(s * 1000, f"A length of {s} seconds", "--seconds 5.12") for s in seconds})
-    contexts = sorted({each.frames for each in chunks})
+    contexts = {each.frames: each.held for each in chunks}
     if not lengths and not contexts:
         raise UsageError("An artifact needs an entry.", hint="For example: --seconds 5.12, or --chunk-ms 640")
     longest = max([*lengths, *(chunk + left for chunk, left in contexts)])
@@ -61,8 +68,9 @@ def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Prec
             hint="Ask for less with --seconds, or for --precision fp32.",
         )
     encoder = encoder_of(checkpoint)
-    entries = (*(_offline(encoder, frames) for frames in lengths), *(_stream(encoder, *context) for context in contexts))
-    return Program(entries, precision, parent=checkpoint.digest)
+    offline = (_offline(encoder, frames) for frames in lengths)
+    streaming = (_stream(encoder, *context, held=held) for context, held in sorted(contexts.items()))
+    return Program((*offline, *streaming), precision, parent=checkpoint.digest)
 
 
 def _seconds(frames: int) -> str:
@@ -79,22 +87,29 @@ def _whole_frames(milliseconds: float, told: str, example: str) -> int:
 
 def _offline(encoder: Encoder, frames: int) -> Entry:
     name = f"offline_{frames * ENCODER_HOP_MS}ms"
-    return Entry(name, DeploymentGraph(encoder, frames).eval(), _speech(encoder, frames), (_logits(encoder, frames),))
+    return Entry(name, _frozen(DeploymentGraph(encoder, frames)), _speech(encoder, frames), (_logits(encoder, frames),))
 
 
-def _stream(encoder: Encoder, chunk: int, left: int) -> Entry:
-    caches = _caches(encoder, left)
+def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:
+    step, every = StreamingGraph(encoder, chunk, left), _caches(encoder, left)
+    caches, inside = (every[:1], every[1:]) if held else (every, ())  # `past` stays outside: it says where an utterance begins
+    graph = HeldGraph(step, inside) if held else step
     renewed = tuple(
         TensorSpec(f"{spec.name}{NEXT}", spec.shape, spec.dtype, f"`{spec.name}` of the next chunk") for spec in caches
     )
     states = {spec.name: after.name for spec, after in zip(caches, renewed, strict=True)}
     return Entry(
         f"stream_{chunk * ENCODER_HOP_MS}ms",
-        StreamingGraph(encoder, chunk, left).eval(),
+        _frozen(graph),
         (*_speech(encoder, chunk), *caches),
         (_logits(encoder, chunk), *renewed),
-        Streaming(chunk, left, states),
+        Streaming(chunk, left, states, tuple(spec.name for spec in inside)),
     )
+
+
+def _frozen(graph: nn.Module) -> nn.Module:
+    """In evaluation mode and without gradients, which ExecuTorch would not let into a buffer."""
+    return graph.eval().requires_grad_(requires_grad=False)
 
 
 def _speech(encoder: Encoder, frames: int) -> tuple[TensorSpec, TensorSpec]:

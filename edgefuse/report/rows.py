@@ -291,11 +291,11 @@ def comparisons_json(measured: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, float | None, Comparison]]:
-    from edgefuse.bench.compare import FOLDED, LAYER_NORM, ROWS, UNFOLDED
+    from edgefuse.bench.compare import FOLDED, HELD, LAYER_NORM, ROWS, UNFOLDED
 
     bars = {(row.target, row.streaming, row.name, row.to): row.bar for row in ROWS}
     for comparison in measured:
-        for to in (LAYER_NORM, UNFOLDED):
-            ratio = comparison.samples.ratio(FOLDED, to)
-            bar = bars.get((comparison.target, comparison.mode.streaming is not None, FOLDED, to))
-            yield FOLDED, to, ratio, bar, comparison
+        for name, to in ((FOLDED, LAYER_NORM), (FOLDED, UNFOLDED), (HELD, FOLDED)):
+            if name in comparison.samples.latency_ns:
+                bar = bars.get((comparison.target, comparison.mode.streaming is not None, name, to))
+                yield name, to, comparison.samples.ratio(name, to), bar, comparison

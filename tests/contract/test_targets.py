@@ -21,6 +21,7 @@ from edgefuse.errors import EdgefuseError, ExportFailed, Refused
 from edgefuse.fold import fold
 from edgefuse.lower import Chunks, DeploymentGraph, lower
 from edgefuse.model import Context
+from edgefuse.recognizer import Loaded
 from edgefuse.target import Session, Target
 from edgefuse.values import Artifact, Entry, FoldedModel, Program, TensorSpec
 from tests.conftest import a_checkpoint
@@ -124,6 +125,39 @@ def test_chunks_with_caches_answer_as_the_whole_recording_does(target: Target, t
     assert 10 * np.log10(np.square(wanted).sum() / np.square(both[0] - wanted).sum()) >= LEAST_DB[precision]
     assert np.array_equal(*both)  # the second utterance knows nothing of the first
     assert target.structure(artifact).partitions in (None, 1)
+
+
+def test_caches_that_are_held_answer_as_those_that_go_in_and_out(target: Target, tmp_path: Path) -> None:
+    held, explicit = (lower(folded(), (), "fp16", [Chunks(160, 320, held)]) for held in (True, False))
+    if sentences := target.refusals(held):
+        assert "holds nothing between two calls" in sentences[0]
+        return
+    features = torch.randn(163, 80, generator=torch.Generator().manual_seed(0)).numpy()
+    artifacts = [target.export(program, tmp_path, name) for name, program in (("held", held), ("explicit", explicit))]
+    sessions = [target.open(artifact) for artifact in artifacts]
+    answers = [
+        [recognize.answer(session, artifact, "stream_160ms", features) for _ in range(2)]
+        for session, artifact in zip(sessions, artifacts, strict=True)
+    ]
+    assert np.array_equal(*answers[0])  # the second utterance knows nothing of the first
+    assert np.square(answers[0][0] - answers[1][0]).mean() < 1e-4 * np.square(answers[1][0]).mean()
+    assert [spec.name for spec in artifacts[0].inputs["stream_160ms"]] == ["features", "length", "past"]
+
+
+def test_two_speakers_do_not_mix_where_the_artifact_holds_their_caches(target: Target, tmp_path: Path) -> None:
+    program = lower(folded(), (), "fp16", [Chunks(160, 320, held=True)])
+    if target.refusals(program):
+        return
+    artifact = target.export(program, tmp_path, "model")
+    loaded = Loaded(None, artifact, target.open(artifact))  # type: ignore[arg-type]  # no bundle is needed
+    one, other = (torch.randn(64, 80, generator=torch.Generator().manual_seed(seed)).numpy() for seed in (0, 1))
+    alone = recognize.answer(loaded.session, artifact, "stream_160ms", one)
+    first, second = (recognize.Stream(loaded.session_of("stream_160ms"), artifact, "stream_160ms") for _ in range(2))
+    together = []
+    for start in range(0, 64, 16):
+        together.append(first.accept(one[start : start + 16]))
+        second.accept(other[start : start + 16])
+    assert np.array_equal(np.concatenate(together), alone)
 
 
 def test_asking_what_is_missing_imports_no_runtime(name: str) -> None:

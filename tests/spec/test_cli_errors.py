@@ -135,6 +135,11 @@ COMMANDS = {
     "length_too_short_for_the_speech": [
         *["export", "HERE/checkpoint", "-t", "reference", "--seconds", "0.08", "--speech", "HERE/speech", "-o", "HERE/new"]
     ],
+    "state_without_a_stream": ["export", "HERE/checkpoint", "-t", "reference", "--state", "held", "-o", "HERE/new"],
+    "state_that_a_target_cannot_hold": [
+        *("export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "640", "--left-context-ms", "1280", "--state", "held"),
+        *("-o", "HERE/new"),
+    ],
     "no_chunk": ["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "0", "-o", "HERE/new"],
     "no_left_context": [
         *["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "640", "--left-context-ms", "-1", "-o", "HERE/new"]
