@@ -272,8 +272,8 @@ def bench(
     from edgefuse.report import rows, terminal
 
     lengths, chunks = _shapes(seconds, chunk_ms, left_context_ms)
-    routine = Routine(rounds=rounds)
-    measured = compare(preset, chosen, routine, seconds=lengths, chunks=chunks, threads=threads, tell=terminal.step)
+    routine = Routine(rounds=rounds, threads=threads)
+    measured = compare(preset, chosen, routine, seconds=lengths, chunks=chunks, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.comparisons_json(measured))
     else:

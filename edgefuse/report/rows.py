@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
     from pathlib import Path
 
-    from edgefuse.bench import Comparison
+    from edgefuse.bench import Comparison, Row
     from edgefuse.bundle import Export
     from edgefuse.fold import Exactness
     from edgefuse.inspection import Inspection
@@ -259,7 +259,7 @@ def ratio_rows(measured: Sequence[Comparison]) -> list[tuple[str, ...]]:
     for name, to, ratio, bar, comparison in _ratios(measured):
         low, high = comparison.samples.ratio_quartiles(name, to)
         p50 = " / ".join(f"{comparison.samples.p50_ms(each):.1f}" for each in (name, to))
-        kept = "" if bar is None else "kept" if ratio <= bar else "MISSED"
+        kept = "" if bar is None else "kept" if bar.kept(ratio) else "MISSED"
         rows.append(
             (
                 comparison.target,
@@ -267,7 +267,7 @@ def ratio_rows(measured: Sequence[Comparison]) -> list[tuple[str, ...]]:
                 f"{name} / {to}",
                 f"{ratio:.3f}",
                 f"{low:.3f} .. {high:.3f}",
-                _or_dash(bar, "<= {}"),
+                _bar(bar),
                 f"{p50} ms",
                 kept,
             )
@@ -282,7 +282,8 @@ def comparisons_json(measured: Sequence[Comparison]) -> list[dict[str, Any]]:
             "target": comparison.target,
             "mode": comparison.mode.name,
             "ratios": [
-                {"ratio": f"{name} / {to}", "median": ratio, "bar": bar} for name, to, ratio, bar, _ in _ratios([comparison])
+                {"ratio": f"{name} / {to}", "median": ratio, "bar": _bar(bar)}
+                for name, to, ratio, bar, _ in _ratios([comparison])
             ],
             "latency_ns": {name: list(samples) for name, samples in comparison.samples.latency_ns.items()},
         }
@@ -290,12 +291,16 @@ def comparisons_json(measured: Sequence[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, float | None, Comparison]]:
-    from edgefuse.bench.compare import FOLDED, HELD, LAYER_NORM, ROWS, UNFOLDED
+def _bar(row: Row | None) -> str:
+    return "-" if row is None else f"{'>=' if row.least else '<='} {row.bar}"
 
-    bars = {(row.target, row.streaming, row.name, row.to): row.bar for row in ROWS}
+
+def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, Row | None, Comparison]]:
+    from edgefuse.bench.compare import PAIRS, ROWS
+
+    bars = {(row.target, row.streaming, row.name, row.to): row for row in ROWS}
     for comparison in measured:
-        for name, to in ((FOLDED, LAYER_NORM), (FOLDED, UNFOLDED), (HELD, FOLDED)):
-            if name in comparison.samples.latency_ns:
+        for name, to in PAIRS:
+            if {name, to} <= set(comparison.samples.latency_ns):
                 bar = bars.get((comparison.target, comparison.mode.streaming is not None, name, to))
                 yield name, to, comparison.samples.ratio(name, to), bar, comparison
