@@ -168,7 +168,7 @@ def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, as_json:
     if as_json:
         terminal.show_json(rows.verified_json(verified))
     else:
-        terminal.show_table(rows.CHECKS, rows.check_rows(verified), title=rows.verdict_line(verified))
+        terminal.show_table(rows.CHECKS, rows.verified_rows(verified), title=rows.verdict_line(verified))
     if not verified.passed:
         raise GateFailed(f"{bundle} does not pass.", hint="The checks that failed are in the table above.")
 
@@ -196,6 +196,28 @@ def transcribe(artifact: Path, audio: tuple[Path, ...], live: bool, as_json: boo
         click.echo("\n".join(heard))
     if live and not as_json:
         terminal.show_table(rows.STREAMED, rows.streamed_rows(streamed))
+
+
+@cli.command()
+@click.argument("artifact", type=PATH)
+@click.option("--checkpoint", type=PATH, required=True, help="What the artifact was made of.")
+@click.option("--minutes", type=int, default=60, show_default=True)
+@click.option("--speech", type=PATH, help="Speak this folder of speech, over and over, instead of the shipped one.")
+@verbose_option
+@json_option
+def soak(artifact: Path, checkpoint: Path, minutes: int, speech: Path | None, as_json: bool) -> None:
+    """Speak to a streaming ARTIFACT without a pause: does it drift, does it grow?"""
+    from edgefuse.pipeline import soak as run
+    from edgefuse.report import rows, terminal
+
+    soaked, found = run(artifact, checkpoint, minutes, speech=speech, tell=terminal.step)
+    checks = found.checks(soaked.precision)
+    if as_json:
+        terminal.show_json(rows.checks_json(checks))
+    else:
+        terminal.show_table(rows.CHECKS, rows.check_rows(soaked.target, checks))
+    if not all(check.passed for check in checks):
+        raise GateFailed(f"{artifact} does not endure.", hint="The checks that failed are in the table above.")
 
 
 @cli.command()

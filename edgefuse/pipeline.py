@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from edgefuse import checkpoint as checkpoints
 from edgefuse import store
 from edgefuse.bench.pace import Pace, pace, pace_against
@@ -15,6 +17,7 @@ from edgefuse.bundle import Bundle, Export
 from edgefuse.errors import GateFailed, Refused, UsageError
 from edgefuse.fold import fold
 from edgefuse.foreign import in_words
+from edgefuse.listen import load
 from edgefuse.lower import Chunks, lower
 from edgefuse.packages import versions
 from edgefuse.recognize import Heard, frontend_of, hear
@@ -25,6 +28,8 @@ from edgefuse.values import Artifact, Fold, FoldedModel, Precision, Program, Ref
 from edgefuse.verify.examine import examine
 from edgefuse.verify.gate import judge
 from edgefuse.verify.reference import refer
+from edgefuse.verify.soak import Soaked
+from edgefuse.verify.soak import soak as soak_session
 
 ARTIFACT = "model"  # + the target's suffix
 SECONDS = (5.12,)  # long enough for the shipped test set
@@ -131,6 +136,23 @@ def verify(folder: Path, *, targets: Sequence[str] = (), speech: Path | None = N
             )
         heard = hear(test_set, bundle.frontend)
     return Verified(bundle, _verify(bundle, artifacts, heard, tell), {})
+
+
+def soak(path: Path, folder: Path, minutes: int, *, speech: Path | None = None, tell: Tell = silent) -> tuple[Artifact, Soaked]:
+    """Feed an artifact one long utterance, and compare with the checkpoint in `folder` that it was made of.
+
+    Raises:
+        UsageError: the artifact does not stream, or was made of another checkpoint.
+    """
+    loaded = load(path)
+    with tell("Folding the checkpoint"):
+        folded, _ = fold_exactly(folder, checkpoints.read(folder))
+    if folded.digest != loaded.artifact.parent:
+        raise UsageError(f"{path} was not made of {folder}.", hint="Name its checkpoint with: --checkpoint CHECKPOINT")
+    heard = hear(read_speech(speech or shipped()), loaded.bundle.frontend)
+    exact = checkpoints.encoder_of(folded.checkpoint, torch.float64)
+    with tell(f"Speaking for {minutes} minutes"), in_words(loaded.artifact.target, "could not run its artifact"):
+        return loaded.artifact, soak_session(loaded.session, loaded.artifact, exact, heard, minutes)
 
 
 def _lower(folded: FoldedModel, order: Order) -> Program:

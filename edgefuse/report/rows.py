@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgefuse.recognizer import Streamed
     from edgefuse.target import Target
     from edgefuse.train.loop import Trained
-    from edgefuse.values import FoldedModel
+    from edgefuse.values import Check, FoldedModel
     from edgefuse.verify.wer import WordErrors
 
 ARTIFACTS = (
@@ -79,13 +79,19 @@ def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
     return rows
 
 
-def check_rows(verified: Verified) -> list[tuple[str, ...]]:
+def check_rows(target: str, checks: Sequence[Check]) -> list[tuple[str, ...]]:
     """One row per check, in the order of `CHECKS`."""
-    return [
-        (export.artifact.target, check.name, check.measured, check.required, "passed" if check.passed else "FAILED")
-        for export in verified.exports
-        for check in export.verdict.checks
-    ]
+    return [(target, check.name, check.measured, check.required, "passed" if check.passed else "FAILED") for check in checks]
+
+
+def verified_rows(verified: Verified) -> list[tuple[str, ...]]:
+    """The same of every artifact."""
+    return [row for export in verified.exports for row in check_rows(export.artifact.target, export.verdict.checks)]
+
+
+def checks_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [dataclasses.asdict(check) for check in checks]
 
 
 def verified_json(verified: Verified) -> dict[str, Any]:
