@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgefuse import store
 from edgefuse.bundle import Bundle
+from edgefuse.checked import Checked
 from edgefuse.errors import MissingFile, UsageError
 from edgefuse.foreign import in_words
 from edgefuse.frontend.audio import read_audio
@@ -21,7 +22,7 @@ def load(path: Path) -> Loaded:
     """Open one artifact: `path` is BUNDLE/model.something, or a bundle that holds only one."""
     bundle, artifact = open_artifact(path)
     with in_words(artifact.target, "could not open its artifact"):
-        return Loaded(bundle, artifact, find(artifact.target).open(artifact))
+        return Loaded(bundle, artifact, Checked(find(artifact.target).open(artifact), artifact))
 
 
 def listen(path: Path, recordings: Sequence[Path]) -> tuple[Transcript, ...]:

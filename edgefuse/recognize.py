@@ -14,7 +14,7 @@ import torch
 from edgefuse.bundle import Bundle, Frontend
 from edgefuse.decode.greedy import greedy_text
 from edgefuse.decode.tokens import Tokens
-from edgefuse.errors import AudioTooLong
+from edgefuse.errors import AudioTooLong, UsageError
 from edgefuse.frontend.audio import read_audio
 from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
 from edgefuse.model.config import SUBSAMPLING
@@ -115,16 +115,26 @@ class Stream:
         self._logits = artifact.outputs[entry][0].name
         self._renewed = streaming.states if streaming else {}
         self._states = {spec.name: np.zeros(spec.shape, np.float32) for spec in states}
+        self._ended = False
         self.frames = capacity(artifact.inputs[entry])
 
     def accept(self, features: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Logits (T // 4, vocabulary_size) of the next features (T, mel_bins); fewer than `frames` end the utterance."""
+        """Logits (T // 4, vocabulary_size) of the next features (T, mel_bins); fewer than `frames` end the utterance.
+
+        Raises:
+            UsageError: more features than the entry takes at once, or features behind the end; the utterance is as it was.
+        """
         frames = encoder_frames(features)
+        if features.shape[1:] != self._features.shape[2:] or len(features) > self._features.shape[1]:
+            raise UsageError(f"{self._entry} takes features up to {self._features.shape[1:]}, not {features.shape}.")
+        if self._ended:
+            raise UsageError("The utterance has ended: its last chunk was not full.", hint="Begin the next one.")
         padded = np.zeros(self._features.shape, np.float32) if padding is None else padding.reshape(self._features.shape).copy()
         padded[0, : len(features)] = features
         length = np.full(self._length.shape, frames, np.float32)
         given = {self._features.name: padded, self._length.name: length, **self._states}
         outputs = self._session.run(self._entry, given)
+        self._ended = frames < self.frames
         self._states = {name: np.array(outputs[renewed]) for name, renewed in self._renewed.items()}
         return np.array(outputs[self._logits])[0, :frames]
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from edgefuse.checked import Checked
 from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
 from edgefuse.frontend.log_mel import log_mel, normalize
@@ -46,7 +47,7 @@ class Loaded:
     def session_of(self, entry: str) -> Session:
         """The session for one more utterance at the same time: a new one if the artifact holds an utterance's caches itself."""
         how = self.artifact.streaming.get(entry)
-        return find(self.artifact.target).open(self.artifact) if how and how.held else self.session
+        return Checked(find(self.artifact.target).open(self.artifact), self.artifact) if how and how.held else self.session
 
 
 @dataclass(frozen=True, slots=True)

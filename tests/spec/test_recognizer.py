@@ -7,7 +7,7 @@ import soundfile
 from edgefuse import cli
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
 from edgefuse.listen import load
-from edgefuse.recognize import answer, features_of
+from edgefuse.recognize import Stream, answer, features_of
 from edgefuse.recognizer import Recognizer
 
 
@@ -129,3 +129,46 @@ def test_transcribe_shows_the_text_as_it_forms_and_what_a_chunk_costs(both, reco
     assert out.startswith(partial[-1])
     assert "real-time factor" in out
     assert "p99" in out
+
+
+def wrong(inputs, **changes):
+    return {name: value for name, value in {**inputs, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"keys_0": np.zeros((1, 31, 144), np.float32)}, r"keys_0 is float32 of shape \(1, 31, 144\), not .*\(1, 32, 144\)"),
+        ({"values_1": np.zeros((1, 32, 144))}, "values_1 is float64"),
+        ({"past": None}, "past is missing"),
+        ({"futures": np.zeros(1, np.float32)}, "futures is not an input"),
+        ({"history": np.full((1, 3, 80), np.nan, np.float32)}, "history has values that are NaN"),
+        ({"features": np.zeros((1, 60, 80), np.float32)}, r"features is float32 of shape \(1, 60, 80\)"),
+    ],
+)
+def test_a_chunk_or_a_cache_that_is_none_is_refused_in_words(loaded, changes, told):
+    right = {spec.name: np.zeros(spec.shape, np.float32) for spec in loaded.artifact.inputs["stream_640ms"]}
+    loaded.session.run("stream_640ms", right)
+    with pytest.raises(UsageError, match=told):
+        loaded.session.run("stream_640ms", wrong(right, **changes))
+    with pytest.raises(UsageError, match="has no entry 'stream_320ms'"):
+        loaded.session.run("stream_320ms", right)
+
+
+def test_what_goes_wrong_for_one_speaker_is_nothing_to_another(loaded, spoken):
+    other, hop = Recognizer(loaded), Recognizer(loaded).chunk_samples
+    for start in range(0, len(spoken[0]), hop):
+        other.accept(spoken[0][start : start + hop])
+        with pytest.raises(AudioNotFinite):
+            Recognizer(loaded).accept(np.full(hop, np.nan, np.float32))
+    assert other.finish() == alone(loaded, spoken[0])
+
+
+def test_a_stream_takes_no_more_than_a_chunk_and_nothing_behind_its_end(loaded):
+    stream = Stream(loaded.session, loaded.artifact, "stream_640ms")
+    with pytest.raises(UsageError, match=r"up to \(64, 80\), not \(68, 80\)"):
+        stream.accept(np.zeros((68, 80), np.float32))
+    assert len(stream.accept(np.zeros((64, 80), np.float32))) == 16
+    assert len(stream.accept(np.zeros((8, 80), np.float32))) == 2
+    with pytest.raises(UsageError, match="has ended"):
+        stream.accept(np.zeros((64, 80), np.float32))
