@@ -150,7 +150,7 @@ def export(
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
-        click.echo(f"Bundle: {output}")
+        click.echo("\n".join([*rows.streaming_lines(verified.bundle), f"Bundle: {output}"]))
 
 
 @cli.command()

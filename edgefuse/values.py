@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+ENCODER_HOP_MS = 40  # one encoder frame
 OFFLINE = "offline"  # the mode of the entries that take whole utterances
 
 
@@ -97,7 +98,7 @@ class Streaming:
     """How an entry goes on from chunk to chunk.
 
     Attributes:
-        chunk: encoder frames of 40 ms that it takes at once.
+        chunk: encoder frames that it takes at once.
         left: encoder frames before the chunk that its attention sees.
         states: name of an input to the name of the output that holds it for the next chunk; an utterance begins with zeros.
         held: names of the caches that the artifact holds itself: it then serves one utterance at a time.
@@ -107,6 +108,16 @@ class Streaming:
     left: int
     states: Mapping[str, str]
     held: tuple[str, ...] = ()
+
+    @property
+    def chunk_ms(self) -> int:
+        """How much speech it takes at once."""
+        return self.chunk * ENCODER_HOP_MS
+
+    @property
+    def left_context_ms(self) -> int:
+        """How much of the past it sees."""
+        return self.left * ENCODER_HOP_MS
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,9 @@ from edgefuse.model import Encoder, EncoderConfig, preset
 from edgefuse.model.cost import cost
 from edgefuse.recognize import capacity
 from edgefuse.target import Session, Target
-from edgefuse.values import Artifact, Checkpoint, Mode, Program
+from edgefuse.values import ENCODER_HOP_MS, Artifact, Checkpoint, Mode, Program
 
 VOCABULARY = 29
-ENCODER_HOP_NS = 40_000_000
 LAYER_NORM, UNFOLDED, FOLDED = "LN", "unfolded", "folded"
 HELD = "folded, held"  # its caches inside the artifact, where the runtime can hold them
 PLAIN = "LN, usual layout"  # see plain.py
@@ -158,7 +157,7 @@ def _measure(
         with tell(f"Timing {', '.join(able)} on {name} in turns, {mode.name}"):
             contenders = {kind: contender(*each, mode) for kind, each in able.items()}
             samples = interleave({**contenders, GEMM: _matrix_product(cost(config).macs(frames, keys), routine.threads)}, routine)
-        audio = {AUDIO: (frames * ENCODER_HOP_NS,) * routine.rounds}
+        audio = {AUDIO: (frames * ENCODER_HOP_MS * 1_000_000,) * routine.rounds}
         yield Comparison(name, mode, Samples({**samples.latency_ns, **audio}))
 
 

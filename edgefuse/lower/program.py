@@ -11,10 +11,9 @@ from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
 from edgefuse.lower.held import HeldGraph
 from edgefuse.model import SUBSAMPLING, Encoder
 from edgefuse.model.config import SUBSAMPLING_HISTORY
-from edgefuse.values import Checkpoint, Entry, FoldedModel, Precision, Program, Streaming, TensorSpec
+from edgefuse.values import ENCODER_HOP_MS, Checkpoint, Entry, FoldedModel, Precision, Program, Streaming, TensorSpec
 
-HOP_MS = 10  # one feature frame
-ENCODER_HOP_MS = HOP_MS * SUBSAMPLING
+HOP_MS = ENCODER_HOP_MS // SUBSAMPLING  # one feature frame
 LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
 NEXT = "_next"  # behind the name of a cache: the output that holds it for the next chunk
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgefuse.bench import Comparison, Row
-    from edgefuse.bundle import Export
+    from edgefuse.bundle import Bundle, Export
     from edgefuse.fold import Exactness
     from edgefuse.inspection import Inspection
     from edgefuse.packages import Need
@@ -92,6 +92,16 @@ def verified_rows(verified: Verified) -> list[tuple[str, ...]]:
 def checks_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
     """The same for programs."""
     return [dataclasses.asdict(check) for check in checks]
+
+
+def streaming_lines(bundle: Bundle) -> list[str]:
+    """What each streaming entry takes and sees; its sizes are whole encoder frames, whatever was asked for."""
+    streaming = {name: how for export in bundle.exports for name, how in export.artifact.streaming.items()}
+    return [
+        f"{name}: chunks of {how.chunk_ms} ms, after up to {how.left_context_ms} ms of past, without look-ahead; "
+        f"its caches {'are held inside' if how.held else 'go in and out'}"
+        for name, how in sorted(streaming.items())
+    ]
 
 
 def verified_json(verified: Verified) -> dict[str, Any]:

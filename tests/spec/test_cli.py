@@ -12,6 +12,7 @@ from edgefuse.model import Encoder
 from edgefuse.model.cost import cost
 from edgefuse.packages import Need, needs, repair
 from tests.conftest import a_config
+from tests.spec.conftest import FUSIONFORMER
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -86,6 +87,19 @@ def test_export_prints_a_row_for_each_artifact_and_tells_its_steps_elsewhere(cap
     told = parsed(capsys, *command, "--overwrite")
     assert told["passed"] is True
     assert told["artifacts"][0]["modes"]["offline"]["p50_ms"] > 0
+
+
+def test_export_says_what_a_stream_takes_after_rounding_to_whole_frames(capsys, whole_checkpoint, speech, tmp_path):
+    wanted = ("--chunk-ms", "150", "--left-context-ms", "310")
+    table = printed(capsys, "export", whole_checkpoint, "-t", "reference", *wanted, "--speech", speech, "-o", tmp_path / "out")
+    assert "stream_160ms: chunks of 160 ms, after up to 320 ms of past, without look-ahead; its caches go in and out" in table
+
+
+def test_soak_prints_what_a_long_utterance_does(capsys, both, speech):
+    artifact = both.exports[0].artifact.path
+    table = printed(capsys, "soak", artifact, "--checkpoint", FUSIONFORMER, "--minutes", "2", "--speech", speech)
+    for word in ("values that are not finite", "SNR, last minute", "at most 1 dB less", "memory"):
+        assert word in table
 
 
 def test_verify_prints_every_check(capsys, whole_bundle, speech):
