@@ -32,7 +32,8 @@
     │   └── ChangedBundle              51   a checksum that does not match
     ├── FoldInexact                    60   the fold's float64 error is above its bound
     ├── GateFailed                     61   an artifact does not pass verification
-    └── TrainingDiverged               70   NaN loss
+    ├── TrainingDiverged               70   NaN loss
+    └── BadHotwords                    80   a file of hotwords that cannot be used
 
 Ctrl-C ends with 130, as everywhere. Only `edgefuse.cli` catches these.
 """
@@ -234,3 +235,9 @@ class TrainingDiverged(EdgefuseError):
     """The loss is not a number any more."""
 
     exit_code = 70
+
+
+class BadHotwords(EdgefuseError):
+    """Hotwords that cannot be read, or that the model cannot write."""
+
+    exit_code = 80

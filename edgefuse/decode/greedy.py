@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgefuse.decode.spelling import Spelling
+from edgefuse.decode.spelling import NOTHING_SAID, Spelling
 from edgefuse.decode.tokens import BLANK_ID, Tokens
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Greedy:
         frames: how many have been heard.
     """
 
-    best: Spelling = Spelling()
+    best: Spelling = NOTHING_SAID
     last: int = BLANK_ID
     frames: int = 0
 

@@ -25,6 +25,9 @@ class Spelling:
     frames: tuple[int, ...] = ()
 
 
+NOTHING_SAID = Spelling()
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """A word and its time in the recording, in seconds: from the peak of its first token to that of its last."""
