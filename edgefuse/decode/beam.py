@@ -116,7 +116,8 @@ def log_softmax(logits: ArrayLike) -> NDArray[np.float64]:
     """log P(v | t) = x_v - log sum_u exp(x_u) of (T, V), in float64; log-probabilities stay what they are."""
     x = np.asarray(logits, np.float64)
     x = x - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    log_p: NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return log_p
 
 
 def added(a: float, b: float) -> float:
