@@ -59,6 +59,14 @@ def left_context_option(command: Command) -> Command:
     return click.option("--left-context-ms", type=float, default=2560, show_default=True, help=told)(command)
 
 
+def decoding_options(command: Command) -> Command:
+    """`--beam` and `--hotwords`, on every command that turns speech into text."""
+    told = "Phrases to hear more readily, one a line; behind a tab perhaps their weight."
+    command = click.option("--hotwords", type=PATH, metavar="FILE", help=told)(command)
+    told = "How many texts are kept in view; 1 is greedy search.  [default: 1, with --hotwords 8]"
+    return click.option("--beam", type=int, metavar="N", help=told)(command)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgefuse")
 def cli() -> None:
@@ -166,21 +174,38 @@ def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, as_json:
 
 @cli.command()
 @click.argument("artifact", type=PATH)
-@click.argument("audio", type=PATH, nargs=-1, required=True)
+@click.argument("audio", type=PATH, nargs=-1)
 @click.option("--stream", "live", is_flag=True, help="Feed it chunk by chunk; show the text as it forms, and what a chunk costs.")
+@click.option("--endpoint-silence-ms", type=float, help="Begin another utterance after so much silence, with --stream.")
+@decoding_options
+@click.option("--timestamps", is_flag=True, help="Show when each word was said.")
 @verbose_option
 @json_option
-def transcribe(artifact: Path, audio: tuple[Path, ...], live: bool, as_json: bool) -> None:
+def transcribe(
+    artifact: Path,
+    audio: tuple[Path, ...],
+    live: bool,
+    endpoint_silence_ms: float | None,
+    beam: int | None,
+    hotwords: Path | None,
+    timestamps: bool,
+    as_json: bool,
+) -> None:
     """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files."""
+    from edgefuse.decode.endpoint import Endpointing
+    from edgefuse.decode.search import decoding_of
     from edgefuse.listen import listen, stream
     from edgefuse.report import rows, terminal
 
+    _require_sense(audio, live=live, endpoint_silence_ms=endpoint_silence_ms)
+    decoding = decoding_of(beam, hotwords)
+    endpointing = None if endpoint_silence_ms is None else Endpointing(endpoint_silence_ms)
     if live:
-        streamed = stream(artifact, audio, terminal.say)
-        heard, described = rows.transcript_lines(streamed), rows.streamed_json(streamed)
+        streamed = stream(artifact, audio, terminal.say, decoding, endpointing)
+        heard, described = rows.transcript_lines(streamed, timestamps=timestamps), rows.streamed_json(streamed)
     else:
-        whole = listen(artifact, audio)
-        heard, described = rows.transcript_lines(whole), rows.transcripts_json(whole)
+        whole = listen(artifact, audio, decoding)
+        heard, described = rows.transcript_lines(whole, timestamps=timestamps), rows.transcripts_json(whole)
     if as_json:
         terminal.show_json(described)
     else:
@@ -307,6 +332,13 @@ def train(
         terminal.show_json(rows.trained_json(trained))
     else:
         terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
+
+
+def _require_sense(audio: tuple[Path, ...], *, live: bool, endpoint_silence_ms: float | None) -> None:
+    if not audio:
+        raise UsageError("No recording is named.", hint="Name some: edgefuse transcribe ARTIFACT AUDIO ...")
+    if endpoint_silence_ms is not None and not live:
+        raise UsageError("Utterances end only in a stream.", hint="Add: --stream")
 
 
 def _shapes(

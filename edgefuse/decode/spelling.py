@@ -37,6 +37,18 @@ class Word:
     end_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One utterance."""
+
+    words: tuple[Word, ...]
+
+    @property
+    def text(self) -> str:
+        """Its words in a row."""
+        return text_of(self.words)
+
+
 def words_of(spelling: Spelling, tokens: Tokens, first_frame: int = 0) -> tuple[Word, ...]:
     """The words that tokens spell; their frames are counted from `first_frame` of the recording."""
     letters = [

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from edgefuse.decode.spelling import Said
 from edgefuse.report.terminal import megabytes
 from edgefuse.values import Fold, Refusal
 
@@ -171,14 +172,32 @@ def verdict_line(verified: Verified) -> str:
     return f"{bundle.folder}: {bundle.config.name}, {bundle.precision}, {'passed' if verified.passed else 'FAILED'} ({how})"
 
 
-def transcript_lines(heard: Sequence[Transcript] | Sequence[Streamed]) -> list[str]:
-    """The text; with the file's name where there are several."""
-    return [each.text if len(heard) == 1 else f"{each.path}: {each.text}" for each in heard]
+def transcript_lines(heard: Sequence[Transcript], *, timestamps: bool = False) -> list[str]:
+    """The text of each utterance, its words below it if `timestamps`; with the file's name where there are several files."""
+    lines = []
+    for each in heard:
+        for said in each.said or (Said(()),):
+            lines.append(said.text if len(heard) == 1 else f"{each.path}: {said.text}")
+            lines += word_lines(said) if timestamps else []
+    return lines
+
+
+def word_lines(said: Said) -> list[str]:
+    """A line for each word: when it begins and ends, in seconds."""
+    return [f"{word.start_s:8.2f} {word.end_s:8.2f}  {word.text}" for word in said.words]
 
 
 def transcripts_json(heard: Sequence[Transcript]) -> list[dict[str, Any]]:
-    """The same for programs."""
-    return [{"path": str(each.path), "seconds": each.seconds, "text": each.text} for each in heard]
+    """The same for programs, words with their times always."""
+    return [
+        {
+            "path": str(each.path),
+            "seconds": each.seconds,
+            "text": each.text,
+            "utterances": [{"text": said.text, "words": list(map(dataclasses.asdict, said.words))} for said in each.said],
+        }
+        for each in heard
+    ]
 
 
 def streamed_rows(heard: Sequence[Streamed]) -> list[tuple[str, ...]]:
@@ -198,14 +217,8 @@ def streamed_rows(heard: Sequence[Streamed]) -> list[tuple[str, ...]]:
 def streamed_json(heard: Sequence[Streamed]) -> list[dict[str, Any]]:
     """The same for programs, with every sample."""
     return [
-        {
-            "path": str(each.path),
-            "seconds": each.seconds,
-            "text": each.text,
-            "real_time_factor": each.real_time_factor,
-            "latency_ns": list(each.latency_ns),
-        }
-        for each in heard
+        {**told, "real_time_factor": each.real_time_factor, "latency_ns": list(each.latency_ns)}
+        for told, each in zip(transcripts_json(heard), heard, strict=True)
     ]
 
 
