@@ -215,6 +215,29 @@ def transcribe(
 
 
 @cli.command()
+@click.argument("artifact", type=PATH)
+@click.option("--speech", type=PATH, required=True, help="A folder of speech with its manifest, or a corpus.")
+@click.option("--set", "sets", multiple=True, help="Only this one; may be given several times.  [default: all but train]")
+@decoding_options
+@click.option("--stream", "live", is_flag=True, help="In chunks.")
+@verbose_option
+@json_option
+def evaluate(
+    artifact: Path, speech: Path, sets: tuple[str, ...], beam: int | None, hotwords: Path | None, live: bool, as_json: bool
+) -> None:
+    """Print the word error rate of ARTIFACT on speech; with hotwords also without them, and on their words alone."""
+    from edgefuse.decode.search import decoding_of
+    from edgefuse.evaluate import evaluate as run
+    from edgefuse.report import rows, terminal
+
+    found = run(artifact, speech, decoding_of(beam, hotwords), sets=sets, live=live, tell=terminal.step)
+    if as_json:
+        terminal.show_json(rows.evaluated_json(found))
+    else:
+        terminal.show_table(rows.EVALUATED, rows.evaluated_rows(found))
+
+
+@cli.command()
 @json_option
 def targets(as_json: bool) -> None:
     """List the targets, and whether their packages are installed."""

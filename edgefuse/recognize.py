@@ -15,7 +15,7 @@ from edgefuse.bundle import Bundle, Frontend
 from edgefuse.decode.search import Decoding, begin
 from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import Tokens
-from edgefuse.errors import AudioTooLong
+from edgefuse.errors import AudioTooLong, UsageError
 from edgefuse.frontend.audio import read_audio
 from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
 from edgefuse.model.config import SUBSAMPLING
@@ -171,4 +171,12 @@ def entry_for(artifact: Artifact, recording: Path, frames: int, seconds: float) 
             f"{recording} lasts {seconds:.2f} s; {artifact.path.name} takes {most:.2f} s.",
             hint=f"Export it with: --seconds {np.ceil(seconds):.0f}  (or cut the recording).",
         )
+    return entry
+
+
+def streaming_entry(artifact: Artifact) -> str:
+    """The entry that streams; a `UsageError` if there is none."""
+    entry = next(iter(artifact.streaming), None)
+    if entry is None:
+        raise UsageError(f"{artifact.path} takes whole utterances only.", hint="Export one that streams with: --chunk-ms 640")
     return entry

@@ -28,7 +28,7 @@ from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
 from edgefuse.frontend.log_mel import log_mel, normalize
 from edgefuse.model.config import SUBSAMPLING
-from edgefuse.recognize import Stream, Transcript
+from edgefuse.recognize import Stream, Transcript, streaming_entry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,12 +84,7 @@ class Recognizer:
             BadHotwords: the model cannot write one of them.
         """
         self._loaded = loaded
-        self._entry = next(iter(loaded.artifact.streaming), "")
-        if not self._entry:
-            raise UsageError(
-                f"{loaded.artifact.path} takes whole utterances only.",
-                hint="Export one that streams with: --chunk-ms 640",
-            )
+        self._entry = streaming_entry(loaded.artifact)
         self._tokens = Tokens(loaded.bundle.tokens)
         self._silent = begin(decoding, self._tokens)
         self._endpointing = endpointing

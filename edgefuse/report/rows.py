@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from edgefuse.bench import Comparison
     from edgefuse.bundle import Export
+    from edgefuse.evaluate import Evaluation
     from edgefuse.fold import Exactness
     from edgefuse.inspection import Inspection
     from edgefuse.packages import Need
@@ -49,6 +50,7 @@ TARGETS = ("target", "makes", "file", "state")
 NEEDS = ("package", "installed", "wanted", "by", "state")
 RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar", "p50", "")
 STREAMED = ("recording", "length", "chunks", "real-time factor", "p50", "p90", "p99")
+EVALUATED = ("test set", "search", "WER", "on hotwords", "on other words", "false hotwords", "words", "utterances")
 ERRORS = ("test set", "WER", "errors", "words", "utterances")
 
 
@@ -256,13 +258,63 @@ def error_rows(errors: Mapping[str, WordErrors]) -> list[tuple[str, ...]]:
     ]
 
 
+def evaluated_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+    """One row per test set and search, in the order of `EVALUATED`; of the hotwords' words, errors of how many said."""
+    return [
+        (
+            each.subset,
+            _search(each),
+            _percent(each.errors),
+            *(f"{_percent(part)} ({part.errors} of {part.words})" for part in each.hotwords or ()),
+            *(() if each.hotwords else ("-", "-")),
+            str(each.false_hotwords) if each.hotwords else "-",
+            str(each.errors.words),
+            str(each.errors.utterances),
+        )
+        for each in evaluations
+    ]
+
+
+def evaluated_json(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "set": each.subset,
+            "beam": each.decoding.beam,
+            "hotwords": len(each.decoding.hotwords),
+            "errors": _errors_json(each.errors),
+            **(
+                {
+                    "on_hotwords": _errors_json(each.hotwords[0]),
+                    "on_other_words": _errors_json(each.hotwords[1]),
+                    "false_hotwords": each.false_hotwords,
+                }
+                if each.hotwords
+                else {}
+            ),
+        }
+        for each in evaluations
+    ]
+
+
+def _search(each: Evaluation) -> str:
+    beam = "greedy" if each.decoding.beam == 1 else f"beam {each.decoding.beam}"
+    return f"{beam}, {len(each.decoding.hotwords)} hotwords" if each.decoding.hotwords else beam
+
+
+def _percent(errors: WordErrors) -> str:
+    return f"{errors.wer_percent:.2f} %" if errors.words else "-"
+
+
+def _errors_json(errors: WordErrors) -> dict[str, Any]:
+    return {**dataclasses.asdict(errors), "wer_percent": errors.wer_percent if errors.words else None}
+
+
 def trained_json(trained: Trained) -> dict[str, Any]:
     """The same for programs, and where the checkpoint is."""
     return {
         "checkpoint": str(trained.folder),
-        "errors": {
-            name: {**dataclasses.asdict(counted), "wer_percent": counted.wer_percent} for name, counted in trained.errors.items()
-        },
+        "errors": {name: _errors_json(counted) for name, counted in trained.errors.items()},
     }
 
 

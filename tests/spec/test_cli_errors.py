@@ -159,6 +159,9 @@ COMMANDS = {
     "hotwords_a_folder": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/diary"],
     "hotwords_with_a_weight_that_is_no_number": [*["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/much.txt"]],
     "hotwords_that_no_token_spells": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/diary/entry.txt"],
+    "evaluate_without_speech": ["evaluate", "HERE/bundle", "--speech", "HERE/diary"],
+    "evaluate_another_set": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--set", "heard"],
+    "evaluate_a_stream_that_is_none": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--stream"],
     "no_weights_to_convert": ["convert", "HERE/no.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"],
     "no_config_to_convert_with": [
         *["convert", "HERE/weights.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"]

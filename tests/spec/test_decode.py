@@ -12,7 +12,7 @@ from edgefuse.decode.greedy import Greedy, greedy_ids, greedy_text, merge_repeat
 from edgefuse.decode.spelling import Spelling, Word, text_of, words_of
 from edgefuse.decode.tokens import BLANK, SPACE, Tokens, character_tokens, read_tokens, write_tokens
 from edgefuse.errors import BadConfig, MissingFile
-from edgefuse.verify.wer import WordErrors, count_word_errors
+from edgefuse.verify.wer import WordErrors, count_word_errors, split_word_errors
 
 TOKENS = character_tokens()
 
@@ -134,3 +134,23 @@ def test_a_greedy_search_finds_the_same_however_the_frames_are_cut(path: list[in
         search = search.accept(piece)
     assert search == Greedy().accept(logits)
     assert [path[frame] for frame in search.best.frames] == list(search.best.ids) == merge_repeats(path)
+
+
+def test_errors_on_special_words_are_counted_apart() -> None:
+    said = ["call anna in the kitchen", "stop anna", ""]
+    heard = ["call hannah the kitchen", "anna stop the anna", "anna"]
+    inside, outside, false = split_word_errors(said, heard, {"anna", "kitchen"})
+    assert inside == WordErrors(substitutions=1, deletions=0, insertions=2, words=3, utterances=3)
+    assert outside == WordErrors(substitutions=0, deletions=1, insertions=1, words=4, utterances=3)
+    assert false == 2
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=6).map(" ".join)
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
+def test_special_words_and_the_others_add_up_to_all(pairs: list[tuple[str, str]]) -> None:
+    said, heard = [one for one, _ in pairs], [two for _, two in pairs]
+    inside, outside, _ = split_word_errors(said, heard, {"a", "b"})
+    counted = count_word_errors(said, heard)
+    assert (inside.errors + outside.errors, inside.words + outside.words) == (counted.errors, counted.words)
