@@ -18,7 +18,10 @@ from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, 
 from edgefuse.values import PRECISIONS
 
 if TYPE_CHECKING:
+    from edgefuse.decode.spelling import Said
     from edgefuse.lower import Chunks
+    from edgefuse.recognize import Transcript
+    from edgefuse.recognizer import Streamed
     from edgefuse.values import Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
@@ -176,7 +179,12 @@ def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, as_json:
 @click.argument("artifact", type=PATH)
 @click.argument("audio", type=PATH, nargs=-1)
 @click.option("--stream", "live", is_flag=True, help="Feed it chunk by chunk; show the text as it forms, and what a chunk costs.")
-@click.option("--endpoint-silence-ms", type=float, help="Begin another utterance after so much silence, with --stream.")
+@click.option("--microphone", is_flag=True, help="Listen to the microphone instead, until Ctrl-C.")
+@click.option(
+    "--endpoint-silence-ms",
+    type=float,
+    help="Begin another utterance after so much silence, with --stream.  [default: with --microphone, 800]",
+)
 @decoding_options
 @click.option("--timestamps", is_flag=True, help="Show when each word was said.")
 @verbose_option
@@ -185,32 +193,42 @@ def transcribe(
     artifact: Path,
     audio: tuple[Path, ...],
     live: bool,
+    microphone: bool,
     endpoint_silence_ms: float | None,
     beam: int | None,
     hotwords: Path | None,
     timestamps: bool,
     as_json: bool,
 ) -> None:
-    """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files."""
+    """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files, or in the microphone."""
     from edgefuse.decode.endpoint import Endpointing
     from edgefuse.decode.search import decoding_of
-    from edgefuse.listen import listen, stream
+    from edgefuse.listen import listen, record, stream
+    from edgefuse.microphone import blocks
     from edgefuse.report import rows, terminal
 
-    _require_sense(audio, live=live, endpoint_silence_ms=endpoint_silence_ms)
+    _require_sense(audio, live=live, microphone=microphone, endpoint_silence_ms=endpoint_silence_ms)
     decoding = decoding_of(beam, hotwords)
     endpointing = None if endpoint_silence_ms is None else Endpointing(endpoint_silence_ms)
-    if live:
+    whole: tuple[Transcript, ...] = ()
+    streamed: tuple[Streamed, ...] = ()
+    if microphone:
+
+        def end(said: Said) -> None:
+            if not as_json:
+                click.echo("\n".join(rows.said_lines(said, timestamps=timestamps)))
+
+        streamed = (record(artifact, decoding, endpointing or Endpointing(), blocks(terminal.say), terminal.say, end),)
+    elif live:
         streamed = stream(artifact, audio, terminal.say, decoding, endpointing)
-        heard, described = rows.transcript_lines(streamed, timestamps=timestamps), rows.streamed_json(streamed)
     else:
         whole = listen(artifact, audio, decoding)
-        heard, described = rows.transcript_lines(whole, timestamps=timestamps), rows.transcripts_json(whole)
     if as_json:
-        terminal.show_json(described)
-    else:
-        click.echo("\n".join(heard))
-    if live and not as_json:
+        terminal.show_json(rows.streamed_json(streamed) if streamed else rows.transcripts_json(whole))
+        return
+    if not microphone:
+        click.echo("\n".join(rows.transcript_lines(streamed or whole, timestamps=timestamps)))
+    if streamed:
         terminal.show_table(rows.STREAMED, rows.streamed_rows(streamed))
 
 
@@ -357,10 +375,14 @@ def train(
         terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
 
 
-def _require_sense(audio: tuple[Path, ...], *, live: bool, endpoint_silence_ms: float | None) -> None:
-    if not audio:
-        raise UsageError("No recording is named.", hint="Name some: edgefuse transcribe ARTIFACT AUDIO ...")
-    if endpoint_silence_ms is not None and not live:
+def _require_sense(audio: tuple[Path, ...], *, live: bool, microphone: bool, endpoint_silence_ms: float | None) -> None:
+    if microphone and audio:
+        raise UsageError("--microphone and recordings contradict each other.", hint="Give one of them.")
+    if not microphone and not audio:
+        raise UsageError(
+            "No recording is named.", hint="Name some: edgefuse transcribe ARTIFACT AUDIO ...  (or add --microphone)"
+        )
+    if endpoint_silence_ms is not None and not (live or microphone):
         raise UsageError("Utterances end only in a stream.", hint="Add: --stream")
 
 

@@ -26,7 +26,8 @@
     │   ├── WrongSampleRate            43
     │   ├── AudioTooLong               44
     │   ├── NotAudio                   45
-    │   └── AudioNotFinite             46
+    │   ├── AudioNotFinite             46
+    │   └── NoMicrophone               47   none that can be recorded from
     ├── BundleError
     │   ├── NotABundle                 50
     │   └── ChangedBundle              51   a checksum that does not match
@@ -201,6 +202,12 @@ class AudioNotFinite(AudioError):
     """NaN or infinite samples."""
 
     exit_code = 46
+
+
+class NoMicrophone(AudioError):
+    """No microphone that can be recorded from."""
+
+    exit_code = 47
 
 
 class BundleError(EdgefuseError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,11 @@ from edgefuse.bundle import Bundle
 from edgefuse.decode.endpoint import Endpointing
 from edgefuse.decode.search import GREEDILY, Decoding
 from edgefuse.decode.spelling import Said
-from edgefuse.errors import MissingFile, UsageError
+from edgefuse.errors import EmptyAudio, MissingFile, UsageError
 from edgefuse.foreign import in_words
 from edgefuse.frontend.audio import read_audio
 from edgefuse.frontend.log_mel import KALDI_80
+from edgefuse.microphone import until_interrupted
 from edgefuse.recognize import Transcript, transcribe
 from edgefuse.recognizer import Loaded, Recognizer, Streamed
 from edgefuse.target import find
@@ -61,6 +62,27 @@ def _streamed(recognizer: Recognizer, recording: Path, tell: Tell) -> Streamed:
     recognizer.reset()
     follow(recognizer, (samples[start : start + size] for start in range(0, len(samples), size)), tell)
     return Streamed(recording, len(samples) / KALDI_80.sample_rate_hz, recognizer.said, tuple(recognizer.latency_ns))
+
+
+def record(
+    path: Path, decoding: Decoding, endpointing: Endpointing, endless: Iterable[NDArray[np.float32]], tell: Tell, end: End
+) -> Streamed:
+    """Transcribe what a microphone hears, until Ctrl-C; `tell` and `end` as in `follow`."""
+    loaded = load(path)
+    recognizer, heard_samples = Recognizer(loaded, decoding, endpointing), 0
+
+    def counted() -> Iterator[NDArray[np.float32]]:
+        nonlocal heard_samples
+        for block in until_interrupted(endless):
+            heard_samples += len(block)
+            yield block
+
+    with in_words(loaded.artifact.target, "could not run its artifact"):
+        follow(recognizer, counted(), tell, end)
+    if not recognizer.latency_ns:
+        raise EmptyAudio("Nothing was recorded.", hint="Speak, and end with Ctrl-C.")
+    seconds = heard_samples / KALDI_80.sample_rate_hz
+    return Streamed(Path("microphone"), seconds, recognizer.said, tuple(recognizer.latency_ns))
 
 
 def follow(recognizer: Recognizer, blocks: Iterable[NDArray[np.float32]], tell: Tell, end: End = lambda _: None) -> None:

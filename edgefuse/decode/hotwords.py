@@ -21,7 +21,7 @@ from typing import NamedTuple
 from edgefuse.decode.tokens import SPACE, Tokens
 from edgefuse.errors import BadHotwords, MissingFile
 
-WEIGHT = 0.5  # per character; 1.0 begins to hear names where none are said
+WEIGHT = 0.4  # per character; of those that help most on the sets dev and seen, the one that hears fewest where none are said
 END = "\n"  # in no phrase
 
 

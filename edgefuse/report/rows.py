@@ -175,18 +175,20 @@ def verdict_line(verified: Verified) -> str:
 
 
 def transcript_lines(heard: Sequence[Transcript], *, timestamps: bool = False) -> list[str]:
-    """The text of each utterance, its words below it if `timestamps`; with the file's name where there are several files."""
-    lines = []
-    for each in heard:
-        for said in each.said or (Said(()),):
-            lines.append(said.text if len(heard) == 1 else f"{each.path}: {said.text}")
-            lines += word_lines(said) if timestamps else []
-    return lines
+    """The text of each utterance, with the file's name where there are several files; words below it if `timestamps`."""
+    names = ["" if len(heard) == 1 else f"{each.path}: " for each in heard]
+    return [
+        line
+        for each, name in zip(heard, names, strict=True)
+        for said in each.said or (Said(()),)
+        for line in said_lines(said, name, timestamps=timestamps)
+    ]
 
 
-def word_lines(said: Said) -> list[str]:
-    """A line for each word: when it begins and ends, in seconds."""
-    return [f"{word.start_s:8.2f} {word.end_s:8.2f}  {word.text}" for word in said.words]
+def said_lines(said: Said, name: str = "", *, timestamps: bool) -> list[str]:
+    """The text of one utterance; if `timestamps`, below it each word with its begin and end in seconds."""
+    words = (f"{word.start_s:8.2f} {word.end_s:8.2f}  {word.text}" for word in said.words)
+    return [f"{name}{said.text}", *(words if timestamps else ())]
 
 
 def transcripts_json(heard: Sequence[Transcript]) -> list[dict[str, Any]]:

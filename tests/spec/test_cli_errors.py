@@ -149,6 +149,7 @@ COMMANDS = {
     "no_artifact": ["transcribe", "HERE/bundle/model.pte", "HERE/hello.wav"],
     "a_file_that_is_no_artifact": ["transcribe", "HERE/bundle/tokens.txt", "HERE/hello.wav"],
     "no_recording": ["transcribe", "HERE/bundle"],
+    "recording_and_microphone": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--microphone"],
     "endpoints_without_a_stream": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--endpoint-silence-ms", "800"],
     "endpoints_after_no_silence": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--stream", "--endpoint-silence-ms", "0"],
     "no_beam": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--beam", "0"],
