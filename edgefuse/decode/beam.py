@@ -1,7 +1,7 @@
 """CTC prefix beam search (Hannun et al. 2014, arXiv:1408.2873), frame by frame, with a bonus for hotwords.
 
-It is written here because no kept library does it: pyctcdecode (2023) refuses numpy 2, ctcdecode (2020) has no wheels, those of
-flashlight and torchaudio want a lexicon or a GPU, and none of them can both go on from chunk to chunk and boost what was said.
+It is written here because no kept library does it: pyctcdecode (last released in 2023) refuses numpy 2, ctcdecode (2020) and
+flashlight-text (2024) are as quiet and boost no hotwords, and what is younger has yet to show that it will be kept.
 
 A text has many alignments, one id per frame, and is as probable as their sum. For the prefixes l that are kept, p_b(l) is the
 probability of the alignments that end in a blank and p_nb(l) of those that end in the last token of l. Frame t turns them into
