@@ -18,7 +18,10 @@ from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, 
 from edgefuse.values import PRECISIONS
 
 if TYPE_CHECKING:
+    from edgefuse.decode.spelling import Said
     from edgefuse.lower import Chunks
+    from edgefuse.recognize import Transcript
+    from edgefuse.recognizer import Streamed
     from edgefuse.values import Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
@@ -57,6 +60,14 @@ def left_context_option(command: Command) -> Command:
     """`--left-context-ms`, beside every `--chunk-ms`."""
     told = "The past that a chunk sees."
     return click.option("--left-context-ms", type=float, default=2560, show_default=True, help=told)(command)
+
+
+def decoding_options(command: Command) -> Command:
+    """`--beam` and `--hotwords`, on every command that turns speech into text."""
+    told = "Phrases to hear more readily, one a line; behind a tab perhaps their weight."
+    command = click.option("--hotwords", type=PATH, metavar="FILE", help=told)(command)
+    told = "How many texts are kept in view; 1 is greedy search.  [default: 1, with --hotwords 8]"
+    return click.option("--beam", type=int, metavar="N", help=told)(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -175,26 +186,58 @@ def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, as_json:
 
 @cli.command()
 @click.argument("artifact", type=PATH)
-@click.argument("audio", type=PATH, nargs=-1, required=True)
+@click.argument("audio", type=PATH, nargs=-1)
 @click.option("--stream", "live", is_flag=True, help="Feed it chunk by chunk; show the text as it forms, and what a chunk costs.")
+@click.option("--microphone", is_flag=True, help="Listen to the microphone instead, until Ctrl-C.")
+@click.option(
+    "--endpoint-silence-ms",
+    type=float,
+    help="Begin another utterance after so much silence, with --stream.  [default: with --microphone, 800]",
+)
+@decoding_options
+@click.option("--timestamps", is_flag=True, help="Show when each word was said.")
 @verbose_option
 @json_option
-def transcribe(artifact: Path, audio: tuple[Path, ...], live: bool, as_json: bool) -> None:
-    """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files."""
-    from edgefuse.listen import listen, stream
+def transcribe(
+    artifact: Path,
+    audio: tuple[Path, ...],
+    live: bool,
+    microphone: bool,
+    endpoint_silence_ms: float | None,
+    beam: int | None,
+    hotwords: Path | None,
+    timestamps: bool,
+    as_json: bool,
+) -> None:
+    """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files, or in the microphone."""
+    from edgefuse.decode.endpoint import Endpointing
+    from edgefuse.decode.search import decoding_of
+    from edgefuse.listen import listen, record, stream
+    from edgefuse.microphone import blocks
     from edgefuse.report import rows, terminal
 
-    if live:
-        streamed = stream(artifact, audio, terminal.say)
-        heard, described = rows.transcript_lines(streamed), rows.streamed_json(streamed)
+    _require_sense(audio, live=live, microphone=microphone, endpoint_silence_ms=endpoint_silence_ms)
+    decoding = decoding_of(beam, hotwords)
+    endpointing = None if endpoint_silence_ms is None else Endpointing(endpoint_silence_ms)
+    whole: tuple[Transcript, ...] = ()
+    streamed: tuple[Streamed, ...] = ()
+    if microphone:
+
+        def end(said: Said) -> None:
+            if not as_json:
+                click.echo("\n".join(rows.said_lines(said, timestamps=timestamps)))
+
+        streamed = (record(artifact, decoding, endpointing or Endpointing(), blocks(terminal.say), terminal.say, end),)
+    elif live:
+        streamed = stream(artifact, audio, terminal.say, decoding, endpointing)
     else:
-        whole = listen(artifact, audio)
-        heard, described = rows.transcript_lines(whole), rows.transcripts_json(whole)
+        whole = listen(artifact, audio, decoding)
     if as_json:
-        terminal.show_json(described)
-    else:
-        click.echo("\n".join(heard))
-    if live and not as_json:
+        terminal.show_json(rows.streamed_json(streamed) if streamed else rows.transcripts_json(whole))
+        return
+    if not microphone:
+        click.echo("\n".join(rows.transcript_lines(streamed or whole, timestamps=timestamps)))
+    if streamed:
         terminal.show_table(rows.STREAMED, rows.streamed_rows(streamed))
 
 
@@ -218,6 +261,29 @@ def soak(artifact: Path, checkpoint: Path, minutes: int, speech: Path | None, as
         terminal.show_table(rows.CHECKS, rows.check_rows(soaked.target, checks))
     if not all(check.passed for check in checks):
         raise GateFailed(f"{artifact} does not endure.", hint="The checks that failed are in the table above.")
+
+
+@cli.command()
+@click.argument("artifact", type=PATH)
+@click.option("--speech", type=PATH, required=True, help="A folder of speech with its manifest, or a corpus.")
+@click.option("--set", "sets", multiple=True, help="Only this one; may be given several times.  [default: all but train]")
+@decoding_options
+@click.option("--stream", "live", is_flag=True, help="In chunks.")
+@verbose_option
+@json_option
+def evaluate(
+    artifact: Path, speech: Path, sets: tuple[str, ...], beam: int | None, hotwords: Path | None, live: bool, as_json: bool
+) -> None:
+    """Print the word error rate of ARTIFACT on speech; with hotwords also without them, and on their words alone."""
+    from edgefuse.decode.search import decoding_of
+    from edgefuse.evaluate import evaluate as run
+    from edgefuse.report import rows, terminal
+
+    found = run(artifact, speech, decoding_of(beam, hotwords), sets=sets, live=live, tell=terminal.step)
+    if as_json:
+        terminal.show_json(rows.evaluated_json(found))
+    else:
+        terminal.show_table(rows.EVALUATED, rows.evaluated_rows(found))
 
 
 @cli.command()
@@ -338,6 +404,17 @@ def train(
         terminal.show_json(rows.trained_json(trained))
     else:
         terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
+
+
+def _require_sense(audio: tuple[Path, ...], *, live: bool, microphone: bool, endpoint_silence_ms: float | None) -> None:
+    if microphone and audio:
+        raise UsageError("--microphone and recordings contradict each other.", hint="Give one of them.")
+    if not microphone and not audio:
+        raise UsageError(
+            "No recording is named.", hint="Name some: edgefuse transcribe ARTIFACT AUDIO ...  (or add --microphone)"
+        )
+    if endpoint_silence_ms is not None and not (live or microphone):
+        raise UsageError("Utterances end only in a stream.", hint="Add: --stream")
 
 
 def _shapes(

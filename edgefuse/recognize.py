@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from edgefuse.bundle import Bundle, Frontend
-from edgefuse.decode.greedy import greedy_text
+from edgefuse.decode.search import Decoding, begin
+from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import AudioTooLong, UsageError
 from edgefuse.frontend.audio import read_audio
@@ -41,11 +42,27 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What an artifact heard in a recording."""
+    """What an artifact heard in a recording.
+
+    Attributes:
+        path: the recording.
+        seconds: how long it is.
+        said: its utterances that have words; one at most, unless pauses end them.
+    """
 
     path: Path
     seconds: float
-    text: str
+    said: tuple[Said, ...]
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """Of all utterances."""
+        return tuple(word for said in self.said for word in said.words)
+
+    @property
+    def text(self) -> str:
+        """Of all utterances."""
+        return text_of(self.words)
 
 
 def frontend_of(checkpoint: Checkpoint) -> Frontend:
@@ -139,20 +156,37 @@ class Stream:
         return np.array(outputs[self._logits])[0, :frames]
 
 
-def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: Path) -> Transcript:
+def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: Path, decoding: Decoding) -> Transcript:
     """The text of a recording.
 
     Raises:
         AudioError: the recording is not what the model hears, or (`AudioTooLong`) longer than the artifact takes.
+        BadHotwords: the model cannot write one of them.
     """
+    tokens = Tokens(bundle.tokens)
+    search = begin(decoding, tokens)
     features, seconds = features_of(recording, bundle.frontend)
+    entry = entry_for(artifact, recording, encoder_frames(features), seconds)
+    words = words_of(search.accept(answer(session, artifact, entry, features)).best, tokens)
+    return Transcript(recording, seconds, (Said(words),) if words else ())
+
+
+def entry_for(artifact: Artifact, recording: Path, frames: int, seconds: float) -> str:
+    """The shortest entry that takes a recording of so many encoder frames at once, or else one that streams."""
     offline = {name: specs for name, specs in artifact.inputs.items() if name not in artifact.streaming}
-    entry = fitting(offline, encoder_frames(features)) or next(iter(artifact.streaming), None)
+    entry = fitting(offline, frames) or next(iter(artifact.streaming), None)
     if entry is None:
         most = longest(artifact.inputs) * SUBSAMPLING * FRAME_SECONDS
         raise AudioTooLong(
             f"{recording} lasts {seconds:.2f} s; {artifact.path.name} takes {most:.2f} s.",
             hint=f"Export it with: --seconds {np.ceil(seconds):.0f}  (or cut the recording).",
         )
-    logits = answer(session, artifact, entry, features)
-    return Transcript(recording, seconds, greedy_text(logits, Tokens(bundle.tokens)))
+    return entry
+
+
+def streaming_entry(artifact: Artifact) -> str:
+    """The entry that streams; a `UsageError` if there is none."""
+    entry = next(iter(artifact.streaming), None)
+    if entry is None:
+        raise UsageError(f"{artifact.path} takes whole utterances only.", hint="Export one that streams with: --chunk-ms 640")
+    return entry

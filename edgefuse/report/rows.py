@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from edgefuse.decode.spelling import Said
 from edgefuse.report.terminal import megabytes
 from edgefuse.values import Fold, Refusal
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from edgefuse.bench import Comparison, Row
     from edgefuse.bundle import Bundle, Export
+    from edgefuse.evaluate import Evaluation
     from edgefuse.fold import Exactness
     from edgefuse.inspection import Inspection
     from edgefuse.packages import Need
@@ -48,6 +50,7 @@ TARGETS = ("target", "makes", "file", "state")
 NEEDS = ("package", "installed", "wanted", "by", "state")
 RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar", "p50", "")
 STREAMED = ("recording", "length", "chunks", "real-time factor", "p50", "p90", "p99")
+EVALUATED = ("test set", "search", "WER", "on hotwords", "on other words", "false hotwords", "words", "utterances")
 ERRORS = ("test set", "WER", "errors", "words", "utterances")
 
 
@@ -187,14 +190,34 @@ def verdict_line(verified: Verified) -> str:
     return f"{bundle.folder}: {bundle.config.name}, {bundle.precision}, {'passed' if verified.passed else 'FAILED'} ({how})"
 
 
-def transcript_lines(heard: Sequence[Transcript] | Sequence[Streamed]) -> list[str]:
-    """The text; with the file's name where there are several."""
-    return [each.text if len(heard) == 1 else f"{each.path}: {each.text}" for each in heard]
+def transcript_lines(heard: Sequence[Transcript], *, timestamps: bool = False) -> list[str]:
+    """The text of each utterance, with the file's name where there are several files; words below it if `timestamps`."""
+    names = ["" if len(heard) == 1 else f"{each.path}: " for each in heard]
+    return [
+        line
+        for each, name in zip(heard, names, strict=True)
+        for said in each.said or (Said(()),)
+        for line in said_lines(said, name, timestamps=timestamps)
+    ]
+
+
+def said_lines(said: Said, name: str = "", *, timestamps: bool) -> list[str]:
+    """The text of one utterance; if `timestamps`, below it each word with its begin and end in seconds."""
+    words = (f"{word.start_s:8.2f} {word.end_s:8.2f}  {word.text}" for word in said.words)
+    return [f"{name}{said.text}", *(words if timestamps else ())]
 
 
 def transcripts_json(heard: Sequence[Transcript]) -> list[dict[str, Any]]:
-    """The same for programs."""
-    return [{"path": str(each.path), "seconds": each.seconds, "text": each.text} for each in heard]
+    """The same for programs, words with their times always."""
+    return [
+        {
+            "path": str(each.path),
+            "seconds": each.seconds,
+            "text": each.text,
+            "utterances": [{"text": said.text, "words": list(map(dataclasses.asdict, said.words))} for said in each.said],
+        }
+        for each in heard
+    ]
 
 
 def streamed_rows(heard: Sequence[Streamed]) -> list[tuple[str, ...]]:
@@ -214,14 +237,8 @@ def streamed_rows(heard: Sequence[Streamed]) -> list[tuple[str, ...]]:
 def streamed_json(heard: Sequence[Streamed]) -> list[dict[str, Any]]:
     """The same for programs, with every sample."""
     return [
-        {
-            "path": str(each.path),
-            "seconds": each.seconds,
-            "text": each.text,
-            "real_time_factor": each.real_time_factor,
-            "latency_ns": list(each.latency_ns),
-        }
-        for each in heard
+        {**told, "real_time_factor": each.real_time_factor, "latency_ns": list(each.latency_ns)}
+        for told, each in zip(transcripts_json(heard), heard, strict=True)
     ]
 
 
@@ -259,13 +276,63 @@ def error_rows(errors: Mapping[str, WordErrors]) -> list[tuple[str, ...]]:
     ]
 
 
+def evaluated_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+    """One row per test set and search, in the order of `EVALUATED`; of the hotwords' words, errors of how many said."""
+    return [
+        (
+            each.subset,
+            _search(each),
+            _percent(each.errors),
+            *(f"{_percent(part)} ({part.errors} of {part.words})" for part in each.hotwords or ()),
+            *(() if each.hotwords else ("-", "-")),
+            str(each.false_hotwords) if each.hotwords else "-",
+            str(each.errors.words),
+            str(each.errors.utterances),
+        )
+        for each in evaluations
+    ]
+
+
+def evaluated_json(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "set": each.subset,
+            "beam": each.decoding.beam,
+            "hotwords": len(each.decoding.hotwords),
+            "errors": _errors_json(each.errors),
+            **(
+                {
+                    "on_hotwords": _errors_json(each.hotwords[0]),
+                    "on_other_words": _errors_json(each.hotwords[1]),
+                    "false_hotwords": each.false_hotwords,
+                }
+                if each.hotwords
+                else {}
+            ),
+        }
+        for each in evaluations
+    ]
+
+
+def _search(each: Evaluation) -> str:
+    beam = "greedy" if each.decoding.beam == 1 else f"beam {each.decoding.beam}"
+    return f"{beam}, {len(each.decoding.hotwords)} hotwords" if each.decoding.hotwords else beam
+
+
+def _percent(errors: WordErrors) -> str:
+    return f"{errors.wer_percent:.2f} %" if errors.words else "-"
+
+
+def _errors_json(errors: WordErrors) -> dict[str, Any]:
+    return {**dataclasses.asdict(errors), "wer_percent": errors.wer_percent if errors.words else None}
+
+
 def trained_json(trained: Trained) -> dict[str, Any]:
     """The same for programs, and where the checkpoint is."""
     return {
         "checkpoint": str(trained.folder),
-        "errors": {
-            name: {**dataclasses.asdict(counted), "wer_percent": counted.wer_percent} for name, counted in trained.errors.items()
-        },
+        "errors": {name: _errors_json(counted) for name, counted in trained.errors.items()},
     }
 
 

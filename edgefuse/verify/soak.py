@@ -12,7 +12,7 @@ import psutil
 
 from edgefuse.errors import UsageError
 from edgefuse.model.config import SUBSAMPLING
-from edgefuse.recognize import Stream
+from edgefuse.recognize import Stream, streaming_entry
 from edgefuse.values import Check
 from edgefuse.verify.parity import snr_db
 from edgefuse.verify.reference import context_of, logits_of
@@ -76,9 +76,8 @@ def soak(session: Session, artifact: Artifact, exact: Encoder, heard: Sequence[H
     Raises:
         UsageError: the artifact does not stream, or less than two minutes.
     """
-    mode = next((mode for mode in artifact.modes if mode.streaming), None)
-    if mode is None:
-        raise UsageError(f"{artifact.path} takes whole utterances only.", hint="Export one that streams with: --chunk-ms 640")
+    entry = streaming_entry(artifact)
+    mode = next(mode for mode in artifact.modes if mode.name == entry)
     if minutes < 2:  # noqa: PLR2004 - a first and a last
         raise UsageError(f"{minutes} minutes have no first and last.", hint="For example: --minutes 60")
     speech = np.concatenate([each.features for each in heard])

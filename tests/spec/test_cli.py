@@ -120,6 +120,25 @@ def test_transcribe_reads_any_recording_that_fits_and_names_it_when_there_are_se
     assert told[0]["text"] == one.strip()
 
 
+def test_evaluate_prints_the_error_rate_of_a_test_set_with_hotwords_and_without(capsys, both, speech, tmp_path):
+    from edgefuse.speech import read_speech
+
+    artifact, texts = both.exports[0].artifact.path, [each.text for each in read_speech(speech).utterances]
+    plain = parsed(capsys, "evaluate", artifact, "--speech", speech)
+    assert [(each["set"], each["errors"]["words"]) for each in plain] == [("unseen", len(" ".join(texts).split()))]
+    (tmp_path / "words.txt").write_text(f"{texts[0]}\t2\n")
+    without, boosted = parsed(capsys, "evaluate", artifact, "--speech", speech, "--hotwords", tmp_path / "words.txt")
+    assert (without["hotwords"], boosted["hotwords"]) == (0, 1)
+    assert boosted["on_hotwords"]["words"] == len(texts[0].split())
+    assert boosted["on_hotwords"]["wer_percent"] < without["on_hotwords"]["wer_percent"]
+    assert boosted["errors"]["words"] == boosted["on_hotwords"]["words"] + boosted["on_other_words"]["words"]
+    table = printed(capsys, "evaluate", artifact, "--speech", speech, "--hotwords", tmp_path / "words.txt", "--set", "unseen")
+    assert "beam 8, 1 hotwords" in table
+    live = parsed(capsys, "evaluate", artifact, "--speech", speech, "--stream")
+    assert live[0]["errors"]["words"] == plain[0]["errors"]["words"]
+    assert live != plain  # chunks hear less
+
+
 def test_targets_lists_the_shelf(capsys):
     told = parsed(capsys, "targets")
     assert {"reference", "executorch", "tflite", "coreml"} <= {row["target"] for row in told}
