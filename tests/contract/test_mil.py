@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgefuse.errors import Refused, UsageError
 from edgefuse_targets.foreign import quiet
@@ -325,8 +325,39 @@ def test_an_operator_answers_as_pytorch_does(case: Case, mil: SimpleNamespace, t
     torch.testing.assert_close(answers(mil, package, *inputs), wanted, rtol=1e-6, atol=1e-6)
 
 
+STATES = {"read_state", "write_state", "coreml_update_state"}
+
+
+class Sum(nn.Module):
+    """The sum of all that it has been given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.copy_(self.total + x)
+        return self.total * 2
+
+
+def test_a_state_is_zeros_at_first_and_then_what_was_written_rounded_to_half(mil: SimpleNamespace, tmp_path: Path) -> None:
+    with quiet():
+        exported = torch.export.export(Sum().eval(), (torch.zeros(1, 32),)).run_decompositions({})
+        named = {"inputs": [mil.tools.TensorType(name="x", shape=(1, 32))], "outputs": [mil.tools.TensorType(name="y")]}
+        ios18 = mil.tools.target.iOS18
+        mil.tools.convert(exported, minimum_deployment_target=ios18, skip_model_load=True, **named).save(
+            str(tmp_path / "sum.mlpackage")
+        )
+    assert STATES & set(found(mil, tmp_path / "sum.mlpackage")) == {"read_state", "write_state"}  # the loader joins both
+    evaluation, x = mil.evaluator.Evaluation(tmp_path / "sum.mlpackage"), some(1, 32).half().float()
+    total = torch.zeros(1, 32)
+    for _ in range(3):
+        total = (total + x).half().float()
+        assert torch.equal(torch.from_numpy(evaluation.run("main", {"x": x.numpy()})["y"]), 2 * total)
+
+
 def test_the_table_of_operators_holds_nothing_untested(mil: SimpleNamespace) -> None:
-    assert set(mil.evaluator.OPERATORS) == {case.operator for case in CASES}
+    assert set(mil.evaluator.OPERATORS) == {case.operator for case in CASES} | STATES
 
 
 def test_an_unknown_operator_is_refused_by_its_name(mil: SimpleNamespace, tmp_path: Path) -> None:

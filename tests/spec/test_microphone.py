@@ -1,6 +1,5 @@
 """The microphone: blocks until Ctrl-C, and a sentence where there is none."""
 
-import os
 import signal
 import sys
 from itertools import chain, repeat
@@ -25,7 +24,7 @@ SILENCE = np.zeros(BLOCK_SAMPLES, np.float32)
 def ctrl_c_after(spoken):
     """Blocks as a microphone gives them, endlessly; Ctrl-C is pressed when the last one of `spoken` is asked for."""
     yield from spoken[:-1]
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     yield spoken[-1]
     yield from repeat(SILENCE)
 
@@ -47,8 +46,8 @@ def test_blocks_come_until_ctrl_c_and_the_last_one_is_not_lost():
 def test_ctrl_c_pressed_twice_interrupts_as_everywhere():
     def impatient():
         yield SILENCE
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         yield SILENCE
 
     with pytest.raises(KeyboardInterrupt):
