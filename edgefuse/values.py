@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Input = Literal["features", "pcm"]  # what the entries of an artifact hear
+INPUTS: tuple[Input, ...] = ("features", "pcm")
 OFFLINE = "offline"  # the mode of the entries that take whole utterances
 
 
@@ -100,11 +102,14 @@ class Streaming:
         chunk: encoder frames of 40 ms that it takes at once.
         left: encoder frames before the chunk that its attention sees.
         states: name of an input to the name of the output that holds it for the next chunk; an utterance begins with zeros.
+        overlap: samples of the utterance that its `overlap` begins with instead, and behind which its chunks come; 0 where it
+            has none, because features are fed.
     """
 
     chunk: int
     left: int
     states: Mapping[str, str]
+    overlap: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 -
             graph,
             convert_to="mlprogram",
             minimum_deployment_target=coremltools.target.iOS18,
-            compute_precision=getattr(coremltools.precision, {"fp32": "FLOAT32", "fp16": "FLOAT16"}[precision]),
+            compute_precision=_arithmetic(graph, entry, precision),
             inputs=[coremltools.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32) for spec in entry.inputs],
             outputs=[coremltools.TensorType(name=spec.name, dtype=np.float32) for spec in entry.outputs],
             skip_model_load=True,
@@ -175,6 +175,22 @@ def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 -
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they hold a temporary folder, which should go now, not some day
         raise
+
+
+def _arithmetic(graph: Any, entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an exported program; coremltools' own
+    """What is computed in fp16: everything, but for a front end and the samples that it hears."""
+    import coremltools
+
+    from edgefuse_targets.half import before_the_network
+
+    if precision == "fp32":
+        return coremltools.precision.FLOAT32
+    outputs = zip(entry.outputs, graph.graph_signature.user_outputs, strict=True)
+    whole = before_the_network(graph)
+    whole |= {spec.name for spec, name in outputs if name in whole}  # what goes out has the name of its spec by then
+    return coremltools.transform.FP16ComputePrecision(
+        op_selector=lambda operation: whole.isdisjoint(output.name for output in operation.outputs)
+    )
 
 
 def _seal(raw: Path, program: Program, sealed: Path) -> Path:

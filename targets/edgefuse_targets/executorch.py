@@ -106,9 +106,9 @@ def _lower(program: Program) -> bytes:
 
 
 def _graph(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an nn.Module; torch is imported at the moment of use
-    from edgefuse_targets.half import HalfPrecision
+    from edgefuse_targets.half import halved
 
-    return entry.graph if precision == "fp32" else HalfPrecision(entry.graph)
+    return entry.graph if precision == "fp32" else halved(entry.graph)
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ SUMMARY = "LiteRT (TFLite) with XNNPACK, for Android, iOS, Linux and browsers: o
 
 NAME = "tflite"
 RUNTIME = "LiteRT"
+FRONT_END = "LogMel"  # in the names of what a front end computes: its matrices stay float32
 PACKAGES = {
     "litert_torch": "litert-torch==0.10.0",
     "ai_edge_litert": "ai-edge-litert==2.3.0",
@@ -113,7 +114,7 @@ def _weights_to_half(content: bytes) -> bytes:
     half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
     caster = quantizer.Quantizer(bytearray(content))
     caster.update_quantization_recipe(
-        regex=".*",
+        regex=f"^(?!.*{FRONT_END})",
         operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
         algorithm_key="float_casting",
         op_config=qtyping.OpQuantizationConfig(
