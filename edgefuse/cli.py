@@ -15,11 +15,11 @@ import click
 from edgefuse import __version__
 from edgefuse.atomic import FORBIDDEN, FULL
 from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, NotWritable, UsageError
-from edgefuse.values import PRECISIONS
+from edgefuse.values import INPUTS, PRECISIONS
 
 if TYPE_CHECKING:
     from edgefuse.lower import Chunks
-    from edgefuse.values import Precision
+    from edgefuse.values import Input, Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
 REFERENCE = "reference"  # the target without a runtime: for tests, not one of --all
@@ -110,6 +110,9 @@ def fold(
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance; may be given several times.  [default: 5.12]")
 @click.option("--chunk-ms", type=float, help="Stream, in chunks of so long; with --seconds, both in one artifact.")
 @left_context_option
+@click.option(
+    "--input", "hears", type=click.Choice(INPUTS), default="features", show_default=True, help="pcm: samples, the log-mel inside."
+)
 @output_options
 @click.option("--speech", type=PATH, help="Verify on this folder of speech instead of the shipped one.")
 @click.option("--baseline", type=PATH, metavar="CHECKPOINT", help="Time this checkpoint in turns with it; it is not kept.")
@@ -123,6 +126,7 @@ def export(
     seconds: tuple[float, ...],
     chunk_ms: float | None,
     left_context_ms: float,
+    hears: Input,
     output: Path,
     overwrite: bool,
     speech: Path | None,
@@ -135,7 +139,7 @@ def export(
     from edgefuse.pipeline import export as run
     from edgefuse.report import rows, terminal
 
-    order = Order(chosen, precision, *_shapes(seconds, chunk_ms, left_context_ms), speech, baseline)
+    order = Order(chosen, precision, *_shapes(seconds, chunk_ms, left_context_ms), hears, speech, baseline)
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))

@@ -20,9 +20,9 @@ import torch
 
 from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
-from edgefuse.frontend.log_mel import log_mel, normalize
+from edgefuse.frontend.intake import SAMPLES, intake_of
 from edgefuse.model.config import SUBSAMPLING
-from edgefuse.recognize import Stream
+from edgefuse.recognize import Stream, features_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,14 +86,15 @@ class Recognizer:
                 hint="Export one that streams with: --chunk-ms 640",
             )
         self._tokens = Tokens(loaded.bundle.tokens)
-        self._mean, self._istd = torch.tensor(loaded.bundle.frontend.mean), torch.tensor(loaded.bundle.frontend.istd)
+        self._hears_samples = intake_of(loaded.artifact.inputs[self._entry]) is SAMPLES
         self.reset()
 
     def reset(self) -> None:
         """Begin a new utterance."""
         self._stream = Stream(self._loaded.session, self._loaded.artifact, self._entry)
-        self._samples = np.zeros(0, np.float32)
-        self._features = np.zeros((0, len(self._mean)), np.float32)
+        self._samples = np.zeros(0, np.float32)  # of frames that are not whole yet
+        mel_bins = self._loaded.bundle.frontend.spec.mel_bins
+        self._heard = np.zeros(0 if self._hears_samples else (0, mel_bins), np.float32)  # of a chunk that is not
         self._ids: list[int] = []
         self._last = BLANK_ID
         self._finished = False
@@ -120,10 +121,9 @@ class Recognizer:
         self._require_unfinished()
         began = time.perf_counter_ns()
         self._hear(samples)
-        hop = self._stream.frames * SUBSAMPLING
-        while len(self._features) >= hop:
-            self._answer(self._features[:hop])
-            self._features = self._features[hop:]
+        while len(self._heard) >= (takes := self._stream.takes):
+            self._answer(self._heard[:takes])
+            self._heard = self._heard[takes:]
             self.latency_ns.append(time.perf_counter_ns() - began)
             began = time.perf_counter_ns()
         return self.text
@@ -136,10 +136,9 @@ class Recognizer:
         """
         self._require_unfinished()
         self._finished = True
-        whole = len(self._features) // SUBSAMPLING * SUBSAMPLING
-        if whole:
+        if self._stream.frames_in(len(self._heard)):
             began = time.perf_counter_ns()
-            self._answer(self._features[:whole])
+            self._answer(self._heard)
             self.latency_ns.append(time.perf_counter_ns() - began)
         return self.text
 
@@ -148,18 +147,21 @@ class Recognizer:
             raise UsageError("This utterance is finished.", hint="Begin the next one with: recognizer.reset()")
 
     def _hear(self, samples: NDArray[np.float32]) -> None:
-        """Add the features of every frame that is whole by now."""
+        """Add the samples to what the entry hears next, or else the features of every frame that is whole by now."""
+        if self._hears_samples:
+            self._heard = np.concatenate((self._heard, samples))
+            return
         spec = self._loaded.bundle.frontend.spec
         self._samples = np.concatenate((self._samples, samples))
         frames = spec.frames(len(self._samples))
         if frames:
-            features = normalize(log_mel(torch.from_numpy(self._samples), spec), self._mean, self._istd)
-            self._features = np.concatenate((self._features, features.numpy()))
+            features = features_of(torch.from_numpy(self._samples), self._loaded.bundle.frontend)
+            self._heard = np.concatenate((self._heard, features))
             self._samples = self._samples[frames * spec.hop_samples :]
 
-    def _answer(self, features: NDArray[np.float32]) -> None:
+    def _answer(self, heard: NDArray[np.float32]) -> None:
         """Greedy search goes on from chunk to chunk: a token that the last frame had already is the same one."""
-        for best in self._stream.accept(features).argmax(axis=-1).tolist():
+        for best in self._stream.accept(heard).argmax(axis=-1).tolist():
             if best not in (self._last, BLANK_ID):
                 self._ids.append(best)
             self._last = best

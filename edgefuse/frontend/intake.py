@@ -38,6 +38,7 @@ FEATURES = Intake("features", per_frame=SUBSAMPLING, lead=0, per_length=SUBSAMPL
 SAMPLES = Intake(
     "samples", per_frame=SUBSAMPLING * KALDI_80.hop_samples, lead=KALDI_80.frame_samples - KALDI_80.hop_samples, per_length=1
 )
+OVERLAP = "overlap"  # the cache of samples whose frames end in the next chunk
 INTAKES: Mapping[Input, Intake] = MappingProxyType({"features": FEATURES, "pcm": SAMPLES})
 
 

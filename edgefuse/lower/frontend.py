@@ -40,7 +40,7 @@ class LogMel(nn.Module):
         filters = mel_filters(spec, torch.float64)
         heard = filters.sum(dim=0) > 0  # neither the lowest bin nor Nyquist's weighs anything
         factor = torch.exp(-mean.double())
-        weight = _spectrum(spec)[:, heard].flatten(1).unflatten(0, (-1, self.block))
+        weight = _spectrum(spec)[:, heard].reshape(spec.frame_samples // self.block, self.block, -1)
         taps, _, rows = weight.shape
         self.spectrum = nn.Conv2d(self.block, rows, (1, taps), (1, spec.hop_samples // self.block), bias=False)
         self.spectrum.weight = _constant(weight.permute(2, 1, 0).unsqueeze(2))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import UsageError
-from edgefuse.frontend.intake import SAMPLES
+from edgefuse.frontend.intake import OVERLAP, SAMPLES
 from edgefuse.frontend.log_mel import FrontendSpec
 from edgefuse.lower.frontend import LONGEST, LogMel, PcmGraph, PcmStreamingGraph
 from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
@@ -16,7 +16,6 @@ from edgefuse.values import Checkpoint, Entry, FoldedModel, Input, Precision, Pr
 HOP_MS = 10  # one feature frame
 ENCODER_HOP_MS = HOP_MS * SUBSAMPLING
 LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
-OVERLAP = "overlap"  # the cache of samples whose frames end in the next chunk
 NEXT = "_next"  # behind the name of a cache: the output that holds it for the next chunk
 
 

@@ -7,7 +7,7 @@ import soundfile
 from edgefuse import cli
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
 from edgefuse.listen import load
-from edgefuse.recognize import answer, features_of
+from edgefuse.recognize import answer, heard_in
 from edgefuse.recognizer import Recognizer
 
 
@@ -45,8 +45,8 @@ def test_live_text_is_that_of_the_features_of_the_whole_recording(loaded, record
     from edgefuse.decode.greedy import greedy_text
     from edgefuse.decode.tokens import Tokens
 
-    features, _ = features_of(recordings[0], loaded.bundle.frontend)
-    logits = answer(loaded.session, loaded.artifact, "stream_640ms", features)
+    heard = heard_in(recordings[0], loaded.bundle.frontend)
+    logits = answer(loaded.session, loaded.artifact, "stream_640ms", heard.features)
     text = alone(loaded, spoken[0])
     assert text
     assert text == greedy_text(logits, Tokens(loaded.bundle.tokens))

@@ -23,7 +23,7 @@ MODEL = Reference(60, WordErrors(1, 0, 0, 500, 60), {}, ())
 LIVE = "stream_640ms"
 
 
-def failed(findings=GOOD, structure=CLEAN, precision="fp32", *, mode="offline", norm_free=True) -> list[str]:
+def failed(findings=GOOD, structure=CLEAN, precision="fp32", *, mode="offline", hears="features", norm_free=True) -> list[str]:
     verdict = judge(
         structure,
         {mode: findings},
@@ -31,6 +31,7 @@ def failed(findings=GOOD, structure=CLEAN, precision="fp32", *, mode="offline", 
         target="t",
         how="run on this host",
         precision=precision,
+        hears=hears,
         norm_free=norm_free,
         digest="",
     )
@@ -148,7 +149,7 @@ def summing_artifact(tmp_path):
 def a_golden(frames: int) -> Golden:
     features = np.random.default_rng(frames).standard_normal((frames * 4 + 3, 5)).astype(np.float32)
     sums = features[: frames * 4].astype(np.float64).reshape(-1, 20).sum(axis=1)
-    return Golden("u", "", features, np.stack([sums, -sums], axis=1))
+    return Golden("u", "", np.zeros(0, np.float32), features, np.stack([sums, -sums], axis=1))
 
 
 def test_an_utterance_takes_the_shortest_entry_that_holds_it():
