@@ -8,7 +8,7 @@ from types import MappingProxyType
 from edgefuse.values import Precision, Structure
 
 OUTPUT = "getitem"  # takes a delegate's only output out of its tuple
-CAST = "_to_dim_order_copy"  # between the float32 of inputs and outputs and the fp16 of the graph
+CAST = "_to_dim_order_copy"  # between the float32 of inputs, of outputs and of a front end, and the fp16 of the network
 HARMLESS: Mapping[Precision, tuple[str, ...]] = MappingProxyType({"fp32": (OUTPUT,), "fp16": (OUTPUT, CAST)})
 
 

@@ -19,10 +19,14 @@ from edgefuse import target as targets
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import EdgefuseError, ExportFailed, Refused
 from edgefuse.fold import fold
+from edgefuse.frontend.kaldi import kaldi_log_mel
+from edgefuse.frontend.log_mel import normalize
 from edgefuse.lower import Chunks, DeploymentGraph, lower
 from edgefuse.model import Context
 from edgefuse.target import Session, Target
 from edgefuse.values import Artifact, Entry, FoldedModel, Program, TensorSpec
+from edgefuse.verify import parity
+from edgefuse.verify.structure import strangers
 from tests.conftest import a_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +128,26 @@ def test_chunks_with_caches_answer_as_the_whole_recording_does(target: Target, t
     assert 10 * np.log10(np.square(wanted).sum() / np.square(both[0] - wanted).sum()) >= LEAST_DB[precision]
     assert np.array_equal(*both)  # the second utterance knows nothing of the first
     assert target.structure(artifact).partitions in (None, 1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_samples_in_chunks_are_heard_as_kaldi_and_answered_as_their_features_are(
+    target: Target, tmp_path: Path, precision: str
+) -> None:
+    samples = torch.randn(240 + 640 * 40 + 333, generator=torch.Generator().manual_seed(0)) / 10
+    whole = folded().checkpoint
+    kaldi = normalize(kaldi_log_mel(samples), whole.frontend_mean, whole.frontend_istd)[None, :160]
+    wanted = encoder_of(whole, torch.float64)(kaldi.double(), torch.tensor([160]), Context(chunk=4, left=8))[0]
+    artifact = target.export(lower(folded(), (), precision, [Chunks(160, 320)], "pcm"), tmp_path, "model")
+    session = target.open(artifact)
+    both = [recognize.answers(session, artifact, "stream_160ms", samples.numpy()) for _ in range(2)]
+    assert parity.snr_db(wanted[0].detach().numpy(), both[0]["logits"]) >= LEAST_DB[precision]
+    assert parity.snr_db(kaldi[0].double().numpy(), both[0]["features"]) >= 90  # at fp16 too: the front end stays in fp32
+    assert all(np.array_equal(both[0][name], both[1][name]) for name in both[0])  # the second knows nothing of the first
+    structure = target.structure(artifact)
+    assert structure.normalizations == ()
+    assert structure.partitions in ((None, 1) if precision == "fp32" else (None, 1, 2))  # a front end beside half precision
+    assert strangers(structure, precision) == {}
 
 
 def test_asking_what_is_missing_imports_no_runtime(name: str) -> None:

@@ -11,9 +11,9 @@ from edgefuse.recognize import answer, heard_in
 from edgefuse.recognizer import Recognizer
 
 
-@pytest.fixture(scope="module")
-def loaded(both):
-    return load(both.exports[0].artifact.path)
+@pytest.fixture(scope="module", params=["both", "both_from_samples"])
+def loaded(request):
+    return load(request.getfixturevalue(request.param).exports[0].artifact.path)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,13 @@ def test_the_size_of_the_pieces_does_not_matter(loaded, spoken, piece):
     assert recognizer.finish() == alone(loaded, spoken[0])
 
 
-def test_live_text_is_that_of_the_features_of_the_whole_recording(loaded, recordings, spoken):
+def test_live_text_is_that_of_the_features_of_the_whole_recording(both, loaded, recordings, spoken):
     from edgefuse.decode.greedy import greedy_text
     from edgefuse.decode.tokens import Tokens
 
     heard = heard_in(recordings[0], loaded.bundle.frontend)
-    logits = answer(loaded.session, loaded.artifact, "stream_640ms", heard.features)
+    features = load(both.exports[0].artifact.path)
+    logits = answer(features.session, features.artifact, "stream_640ms", heard.features)
     text = alone(loaded, spoken[0])
     assert text
     assert text == greedy_text(logits, Tokens(loaded.bundle.tokens))
