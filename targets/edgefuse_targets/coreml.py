@@ -1,5 +1,7 @@
 """Core ML: an ML program for iOS 18 and macOS 15, one function per entry; the functions share their weights.
 
+With fp16 everything computes in half precision, but for a front end, which stays in float32.
+
 The package is sealed: dates and random identifiers are taken out, and the identifiers in its manifest are derived from its
 contents. The same program gives the same bytes, and a package that was changed or cut short is noticed when it is opened.
 """

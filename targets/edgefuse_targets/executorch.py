@@ -1,7 +1,8 @@
 """ExecuTorch with XNNPACK: one .pte with one method per entry; the methods share their weights inside the file.
 
 The whole graph of a folded encoder is one XNNPACK partition. With fp16 the partition computes in half precision, on machines
-without fp16 arithmetic too, slowly; the casts of inputs and outputs stand outside it.
+without fp16 arithmetic too, slowly; the casts of inputs and outputs stand outside it. A front end before an fp16 network stays
+in float32, as a partition of its own.
 """
 
 from __future__ import annotations

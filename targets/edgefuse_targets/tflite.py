@@ -1,7 +1,8 @@
 """LiteRT, the runtime of TFLite: one .tflite with one signature per entry; LiteRT's converter lets them share their weights.
 
 Inputs and outputs of a signature have the names of the entry's specs. With fp16 the weights of linears and convolutions are
-stored in half precision; on a CPU the arithmetic stays in float32 unless the application asks XNNPACK for fp16.
+stored in half precision; on a CPU the arithmetic stays in float32 unless the application asks XNNPACK for fp16, which it must not
+where a front end is inside: the power of loud speech is beyond fp16. The front end's own weights stay in float32.
 """
 
 from __future__ import annotations
