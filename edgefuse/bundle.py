@@ -263,8 +263,15 @@ def _entry_to_json(artifact: Artifact, name: str) -> dict[str, Any]:
     if name not in artifact.streaming:
         return specs
     how = artifact.streaming[name]
-    told = {"chunk_frames": how.chunk, "left_context_frames": how.left, "look_ahead_frames": 0, "overlap_samples": how.overlap}
-    return {**specs, "streaming": {**told, "states": dict(how.states)}}
+    told = {
+        "chunk_frames": how.chunk,
+        "left_context_frames": how.left,
+        "look_ahead_frames": 0,
+        "overlap_samples": how.overlap,
+        "states": dict(how.states),
+        "held": list(how.held),
+    }
+    return {**specs, "streaming": told}
 
 
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
@@ -297,7 +304,13 @@ def _specs(specs: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
 
 
 def _streaming(fields: Mapping[str, Any]) -> Streaming:
-    return Streaming(fields["chunk_frames"], fields["left_context_frames"], fields["states"], fields["overlap_samples"])
+    return Streaming(
+        chunk=fields["chunk_frames"],
+        left=fields["left_context_frames"],
+        states=fields["states"],
+        held=tuple(fields["held"]),
+        overlap=fields["overlap_samples"],
+    )
 
 
 def _precision(name: str) -> Precision:

@@ -18,7 +18,10 @@ from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, 
 from edgefuse.values import INPUTS, PRECISIONS
 
 if TYPE_CHECKING:
+    from edgefuse.decode.spelling import Said
     from edgefuse.lower import Chunks
+    from edgefuse.recognize import Transcript
+    from edgefuse.recognizer import Streamed
     from edgefuse.values import Input, Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
@@ -57,6 +60,14 @@ def left_context_option(command: Command) -> Command:
     """`--left-context-ms`, beside every `--chunk-ms`."""
     told = "The past that a chunk sees."
     return click.option("--left-context-ms", type=float, default=2560, show_default=True, help=told)(command)
+
+
+def decoding_options(command: Command) -> Command:
+    """`--beam` and `--hotwords`, on every command that turns speech into text."""
+    told = "Phrases to hear more readily, one a line; behind a tab perhaps their weight."
+    command = click.option("--hotwords", type=PATH, metavar="FILE", help=told)(command)
+    told = "How many texts are kept in view; 1 is greedy search.  [default: 1, with --hotwords 8]"
+    return click.option("--beam", type=int, metavar="N", help=told)(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,6 +122,13 @@ def fold(
 @click.option("--chunk-ms", type=float, help="Stream, in chunks of so long; with --seconds, both in one artifact.")
 @left_context_option
 @click.option(
+    "--state",
+    type=click.Choice(("explicit", "held")),
+    default="explicit",
+    show_default=True,
+    help="Where a stream's caches are: inputs and outputs, or inside the artifact.",
+)
+@click.option(
     "--input", "hears", type=click.Choice(INPUTS), default="features", show_default=True, help="pcm: samples, the log-mel inside."
 )
 @output_options
@@ -126,6 +144,7 @@ def export(
     seconds: tuple[float, ...],
     chunk_ms: float | None,
     left_context_ms: float,
+    state: str,
     hears: Input,
     output: Path,
     overwrite: bool,
@@ -139,13 +158,14 @@ def export(
     from edgefuse.pipeline import export as run
     from edgefuse.report import rows, terminal
 
-    order = Order(chosen, precision, *_shapes(seconds, chunk_ms, left_context_ms), hears, speech, baseline)
+    shapes = _shapes(seconds, chunk_ms, left_context_ms, held=state == "held")
+    order = Order(chosen, precision, *shapes, hears, speech, baseline)
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
-        click.echo(f"Bundle: {output}")
+        click.echo("\n".join([*rows.streaming_lines(verified.bundle), f"Bundle: {output}"]))
 
 
 @cli.command()
@@ -163,34 +183,111 @@ def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, as_json:
     if as_json:
         terminal.show_json(rows.verified_json(verified))
     else:
-        terminal.show_table(rows.CHECKS, rows.check_rows(verified), title=rows.verdict_line(verified))
+        terminal.show_table(rows.CHECKS, rows.verified_rows(verified), title=rows.verdict_line(verified))
     if not verified.passed:
         raise GateFailed(f"{bundle} does not pass.", hint="The checks that failed are in the table above.")
 
 
 @cli.command()
 @click.argument("artifact", type=PATH)
-@click.argument("audio", type=PATH, nargs=-1, required=True)
+@click.argument("audio", type=PATH, nargs=-1)
 @click.option("--stream", "live", is_flag=True, help="Feed it chunk by chunk; show the text as it forms, and what a chunk costs.")
+@click.option("--microphone", is_flag=True, help="Listen to the microphone instead, until Ctrl-C.")
+@click.option(
+    "--endpoint-silence-ms",
+    type=float,
+    help="Begin another utterance after so much silence, with --stream.  [default: with --microphone, 800]",
+)
+@decoding_options
+@click.option("--timestamps", is_flag=True, help="Show when each word was said.")
 @verbose_option
 @json_option
-def transcribe(artifact: Path, audio: tuple[Path, ...], live: bool, as_json: bool) -> None:
-    """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files."""
-    from edgefuse.listen import listen, stream
+def transcribe(
+    artifact: Path,
+    audio: tuple[Path, ...],
+    live: bool,
+    microphone: bool,
+    endpoint_silence_ms: float | None,
+    beam: int | None,
+    hotwords: Path | None,
+    timestamps: bool,
+    as_json: bool,
+) -> None:
+    """Print what ARTIFACT (BUNDLE/model.something) hears in AUDIO files, or in the microphone."""
+    from edgefuse.decode.endpoint import Endpointing
+    from edgefuse.decode.search import decoding_of
+    from edgefuse.listen import listen, record, stream
+    from edgefuse.microphone import blocks
     from edgefuse.report import rows, terminal
 
-    if live:
-        streamed = stream(artifact, audio, terminal.say)
-        heard, described = rows.transcript_lines(streamed), rows.streamed_json(streamed)
+    _require_sense(audio, live=live, microphone=microphone, endpoint_silence_ms=endpoint_silence_ms)
+    decoding = decoding_of(beam, hotwords)
+    endpointing = None if endpoint_silence_ms is None else Endpointing(endpoint_silence_ms)
+    whole: tuple[Transcript, ...] = ()
+    streamed: tuple[Streamed, ...] = ()
+    if microphone:
+
+        def end(said: Said) -> None:
+            if not as_json:
+                click.echo("\n".join(rows.said_lines(said, timestamps=timestamps)))
+
+        streamed = (record(artifact, decoding, endpointing or Endpointing(), blocks(terminal.say), terminal.say, end),)
+    elif live:
+        streamed = stream(artifact, audio, terminal.say, decoding, endpointing)
     else:
-        whole = listen(artifact, audio)
-        heard, described = rows.transcript_lines(whole), rows.transcripts_json(whole)
+        whole = listen(artifact, audio, decoding)
     if as_json:
-        terminal.show_json(described)
-    else:
-        click.echo("\n".join(heard))
-    if live and not as_json:
+        terminal.show_json(rows.streamed_json(streamed) if streamed else rows.transcripts_json(whole))
+        return
+    if not microphone:
+        click.echo("\n".join(rows.transcript_lines(streamed or whole, timestamps=timestamps)))
+    if streamed:
         terminal.show_table(rows.STREAMED, rows.streamed_rows(streamed))
+
+
+@cli.command()
+@click.argument("artifact", type=PATH)
+@click.option("--checkpoint", type=PATH, required=True, help="What the artifact was made of.")
+@click.option("--minutes", type=int, default=60, show_default=True)
+@click.option("--speech", type=PATH, help="Speak this folder of speech, over and over, instead of the shipped one.")
+@verbose_option
+@json_option
+def soak(artifact: Path, checkpoint: Path, minutes: int, speech: Path | None, as_json: bool) -> None:
+    """Speak to a streaming ARTIFACT without a pause: does it drift, does it grow?"""
+    from edgefuse.pipeline import soak as run
+    from edgefuse.report import rows, terminal
+
+    soaked, found = run(artifact, checkpoint, minutes, speech=speech, tell=terminal.step)
+    checks = found.checks(soaked.precision)
+    if as_json:
+        terminal.show_json(rows.checks_json(checks))
+    else:
+        terminal.show_table(rows.CHECKS, rows.check_rows(soaked.target, checks))
+    if not all(check.passed for check in checks):
+        raise GateFailed(f"{artifact} does not endure.", hint="The checks that failed are in the table above.")
+
+
+@cli.command()
+@click.argument("artifact", type=PATH)
+@click.option("--speech", type=PATH, required=True, help="A folder of speech with its manifest, or a corpus.")
+@click.option("--set", "sets", multiple=True, help="Only this one; may be given several times.  [default: all but train]")
+@decoding_options
+@click.option("--stream", "live", is_flag=True, help="In chunks.")
+@verbose_option
+@json_option
+def evaluate(
+    artifact: Path, speech: Path, sets: tuple[str, ...], beam: int | None, hotwords: Path | None, live: bool, as_json: bool
+) -> None:
+    """Print the word error rate of ARTIFACT on speech; with hotwords also without them, and on their words alone."""
+    from edgefuse.decode.search import decoding_of
+    from edgefuse.evaluate import evaluate as run
+    from edgefuse.report import rows, terminal
+
+    found = run(artifact, speech, decoding_of(beam, hotwords), sets=sets, live=live, tell=terminal.step)
+    if as_json:
+        terminal.show_json(rows.evaluated_json(found))
+    else:
+        terminal.show_table(rows.EVALUATED, rows.evaluated_rows(found))
 
 
 @cli.command()
@@ -267,8 +364,8 @@ def bench(
     from edgefuse.report import rows, terminal
 
     lengths, chunks = _shapes(seconds, chunk_ms, left_context_ms)
-    routine = Routine(rounds=rounds)
-    measured = compare(preset, chosen, routine, seconds=lengths, chunks=chunks, threads=threads, tell=terminal.step)
+    routine = Routine(rounds=rounds, threads=threads)
+    measured = compare(preset, chosen, routine, seconds=lengths, chunks=chunks, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.comparisons_json(measured))
     else:
@@ -313,16 +410,29 @@ def train(
         terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
 
 
+def _require_sense(audio: tuple[Path, ...], *, live: bool, microphone: bool, endpoint_silence_ms: float | None) -> None:
+    if microphone and audio:
+        raise UsageError("--microphone and recordings contradict each other.", hint="Give one of them.")
+    if not microphone and not audio:
+        raise UsageError(
+            "No recording is named.", hint="Name some: edgefuse transcribe ARTIFACT AUDIO ...  (or add --microphone)"
+        )
+    if endpoint_silence_ms is not None and not (live or microphone):
+        raise UsageError("Utterances end only in a stream.", hint="Add: --stream")
+
+
 def _shapes(
-    seconds: tuple[float, ...], chunk_ms: float | None, left_context_ms: float
+    seconds: tuple[float, ...], chunk_ms: float | None, left_context_ms: float, *, held: bool = False
 ) -> tuple[tuple[float, ...], tuple[Chunks, ...]]:
     """The lengths and the chunks that were asked for; without either, one length."""
     from edgefuse.lower import Chunks
     from edgefuse.pipeline import SECONDS
 
+    if held and chunk_ms is None:
+        raise UsageError("Without a stream there are no caches to hold.", hint="Stream, for example with: --chunk-ms 640")
     if chunk_ms is None:
         return seconds or SECONDS, ()
-    return seconds, (Chunks(chunk_ms, left_context_ms),)
+    return seconds, (Chunks(chunk_ms, left_context_ms, held),)
 
 
 def run(arguments: Sequence[str]) -> int:

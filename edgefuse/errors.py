@@ -26,13 +26,15 @@
     │   ├── WrongSampleRate            43
     │   ├── AudioTooLong               44
     │   ├── NotAudio                   45
-    │   └── AudioNotFinite             46
+    │   ├── AudioNotFinite             46
+    │   └── NoMicrophone               47   none that can be recorded from
     ├── BundleError
     │   ├── NotABundle                 50
     │   └── ChangedBundle              51   a checksum that does not match
     ├── FoldInexact                    60   the fold's float64 error is above its bound
     ├── GateFailed                     61   an artifact does not pass verification
-    └── TrainingDiverged               70   NaN loss
+    ├── TrainingDiverged               70   NaN loss
+    └── BadHotwords                    80   a file of hotwords that cannot be used
 
 Ctrl-C ends with 130, as everywhere. Only `edgefuse.cli` catches these.
 """
@@ -202,6 +204,12 @@ class AudioNotFinite(AudioError):
     exit_code = 46
 
 
+class NoMicrophone(AudioError):
+    """No microphone that can be recorded from."""
+
+    exit_code = 47
+
+
 class BundleError(EdgefuseError):
     """Something is wrong with a bundle."""
 
@@ -234,3 +242,9 @@ class TrainingDiverged(EdgefuseError):
     """The loss is not a number any more."""
 
     exit_code = 70
+
+
+class BadHotwords(EdgefuseError):
+    """Hotwords that cannot be read, or that the model cannot write."""
+
+    exit_code = 80

@@ -2,54 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgefuse import store
 from edgefuse.bundle import Bundle
-from edgefuse.errors import MissingFile, UsageError
+from edgefuse.checked import Checked
+from edgefuse.decode.endpoint import Endpointing
+from edgefuse.decode.search import GREEDILY, Decoding
+from edgefuse.decode.spelling import Said
+from edgefuse.errors import EmptyAudio, MissingFile, UsageError
 from edgefuse.foreign import in_words
 from edgefuse.frontend.audio import read_audio
 from edgefuse.frontend.log_mel import KALDI_80
+from edgefuse.microphone import until_interrupted
 from edgefuse.recognize import Transcript, transcribe
 from edgefuse.recognizer import Loaded, Recognizer, Streamed
 from edgefuse.target import find
 from edgefuse.values import Artifact
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Tell = Callable[[str], None]
+End = Callable[[Said], None]
 
 
 def load(path: Path) -> Loaded:
     """Open one artifact: `path` is BUNDLE/model.something, or a bundle that holds only one."""
     bundle, artifact = open_artifact(path)
     with in_words(artifact.target, "could not open its artifact"):
-        return Loaded(bundle, artifact, find(artifact.target).open(artifact))
+        return Loaded(bundle, artifact, Checked(find(artifact.target).open(artifact), artifact))
 
 
-def listen(path: Path, recordings: Sequence[Path]) -> tuple[Transcript, ...]:
+def listen(path: Path, recordings: Sequence[Path], decoding: Decoding = GREEDILY) -> tuple[Transcript, ...]:
     """Transcribe recordings with one artifact."""
     loaded = load(path)
     with in_words(loaded.artifact.target, "could not run its artifact"):
-        return tuple(transcribe(loaded.session, loaded.bundle, loaded.artifact, recording) for recording in recordings)
+        return tuple(transcribe(loaded.session, loaded.bundle, loaded.artifact, each, decoding) for each in recordings)
 
 
-def stream(path: Path, recordings: Sequence[Path], tell: Callable[[str], None]) -> tuple[Streamed, ...]:
+def stream(
+    path: Path,
+    recordings: Sequence[Path],
+    tell: Tell,
+    decoding: Decoding = GREEDILY,
+    endpointing: Endpointing | None = None,
+) -> tuple[Streamed, ...]:
     """Transcribe recordings as if they were spoken now, chunk by chunk; `tell` hears every partial text that is new."""
     loaded = load(path)
-    recognizer = Recognizer(loaded)
+    recognizer = Recognizer(loaded, decoding, endpointing)
     with in_words(loaded.artifact.target, "could not run its artifact"):
         return tuple(_streamed(recognizer, recording, tell) for recording in recordings)
 
 
-def _streamed(recognizer: Recognizer, recording: Path, tell: Callable[[str], None]) -> Streamed:
-    samples = read_audio(recording).numpy()
+def _streamed(recognizer: Recognizer, recording: Path, tell: Tell) -> Streamed:
+    samples, size = read_audio(recording).numpy(), recognizer.chunk_samples
     recognizer.reset()
-    told = ""
-    for start in range(0, len(samples), recognizer.chunk_samples):
-        text = recognizer.accept(samples[start : start + recognizer.chunk_samples])
-        if text != told:
+    follow(recognizer, (samples[start : start + size] for start in range(0, len(samples), size)), tell)
+    return Streamed(recording, len(samples) / KALDI_80.sample_rate_hz, recognizer.said, tuple(recognizer.latency_ns))
+
+
+def record(
+    path: Path, decoding: Decoding, endpointing: Endpointing, endless: Iterable[NDArray[np.float32]], tell: Tell, end: End
+) -> Streamed:
+    """Transcribe what a microphone hears, until Ctrl-C; `tell` and `end` as in `follow`."""
+    loaded = load(path)
+    recognizer, heard_samples = Recognizer(loaded, decoding, endpointing), 0
+
+    def counted() -> Iterator[NDArray[np.float32]]:
+        nonlocal heard_samples
+        for block in until_interrupted(endless):
+            heard_samples += len(block)
+            yield block
+
+    with in_words(loaded.artifact.target, "could not run its artifact"):
+        follow(recognizer, counted(), tell, end)
+    if not recognizer.latency_ns:
+        raise EmptyAudio("Nothing was recorded.", hint="Speak, and end with Ctrl-C.")
+    seconds = heard_samples / KALDI_80.sample_rate_hz
+    return Streamed(Path("microphone"), seconds, recognizer.said, tuple(recognizer.latency_ns))
+
+
+def follow(recognizer: Recognizer, blocks: Iterable[NDArray[np.float32]], tell: Tell, end: End = lambda _: None) -> None:
+    """Hear blocks of samples, to the last: `tell` gets every partial text that is new, `end` each utterance that is over."""
+    told, ended = "", 0
+    for block in blocks:
+        text = recognizer.accept(block)
+        if len(recognizer.said) > ended:
+            told = ""
+        ended = _end(recognizer.said, ended, end)
+        if text not in ("", told):
             tell(text)
         told = text
-    text = recognizer.finish()
-    return Streamed(recording, len(samples) / KALDI_80.sample_rate_hz, text, tuple(recognizer.latency_ns))
+    recognizer.finish()
+    _end(recognizer.said, ended, end)
+
+
+def _end(said: Sequence[Said], ended: int, end: End) -> int:
+    for each in said[ended:]:
+        end(each)
+    return len(said)
 
 
 def open_artifact(path: Path) -> tuple[Bundle, Artifact]:

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from edgefuse import checkpoint as checkpoints
 from edgefuse import store
 from edgefuse.bench.pace import Pace, pace, pace_against
@@ -15,6 +17,7 @@ from edgefuse.bundle import Bundle, Export
 from edgefuse.errors import GateFailed, Refused, UsageError
 from edgefuse.fold import fold
 from edgefuse.foreign import in_words
+from edgefuse.listen import load
 from edgefuse.lower import Chunks, lower
 from edgefuse.packages import versions
 from edgefuse.recognize import Heard, frontend_of, hear
@@ -25,6 +28,8 @@ from edgefuse.values import Artifact, Fold, FoldedModel, Input, Precision, Progr
 from edgefuse.verify.examine import examine
 from edgefuse.verify.gate import judge
 from edgefuse.verify.reference import refer
+from edgefuse.verify.soak import Soaked
+from edgefuse.verify.soak import soak as soak_session
 
 ARTIFACT = "model"  # + the target's suffix
 SECONDS = (5.12,)  # long enough for the shipped test set
@@ -84,6 +89,7 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
     with tell("Folding"):
         folded, exact = fold_exactly(folder, checkpoint)
     program, frontend = _lower(folded, order), frontend_of(checkpoint)
+    _require_honoured(program, shelf)
     with tell("Listening to the test set in PyTorch"):
         test_set = read_speech(order.speech or shipped())
         heard = hear(test_set, frontend)
@@ -135,14 +141,36 @@ def verify(folder: Path, *, targets: Sequence[str] = (), speech: Path | None = N
     return Verified(bundle, _verify(bundle, artifacts, heard, tell), {})
 
 
+def soak(path: Path, folder: Path, minutes: int, *, speech: Path | None = None, tell: Tell = silent) -> tuple[Artifact, Soaked]:
+    """Feed an artifact one long utterance, and compare with the checkpoint in `folder` that it was made of.
+
+    Raises:
+        UsageError: the artifact does not stream, or was made of another checkpoint.
+    """
+    loaded = load(path)
+    with tell("Folding the checkpoint"):
+        folded, _ = fold_exactly(folder, checkpoints.read(folder))
+    if folded.digest != loaded.artifact.parent:
+        raise UsageError(f"{path} was not made of {folder}.", hint="Name its checkpoint with: --checkpoint CHECKPOINT")
+    heard = hear(read_speech(speech or shipped()), loaded.bundle.frontend)
+    exact = checkpoints.encoder_of(folded.checkpoint, torch.float64)
+    with tell(f"Speaking for {minutes} minutes"), in_words(loaded.artifact.target, "could not run its artifact"):
+        frontend = loaded.bundle.frontend
+        return loaded.artifact, soak_session(loaded.session, loaded.artifact, exact, frontend, heard, minutes)
+
+
 def _lower(folded: FoldedModel, order: Order) -> Program:
     return lower(folded, order.seconds, order.precision, order.chunks, order.hears)
 
 
-def _export(name: str, target: Target, program: Program, folder: Path, tell: Tell) -> Artifact:
-    with tell(f"Exporting for {name}, {program.precision}"), in_words(name, "could not export"):
+def _require_honoured(program: Program, shelf: Mapping[str, Target]) -> None:
+    for target in shelf.values():
         if sentences := target.refusals(program):
             raise Refused(" ".join(sentences), hint="See what the targets can with: edgefuse targets")
+
+
+def _export(name: str, target: Target, program: Program, folder: Path, tell: Tell) -> Artifact:
+    with tell(f"Exporting for {name}, {program.precision}"), in_words(name, "could not export"):
         return target.export(program, folder, ARTIFACT)
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from edgefuse.bundle import Bundle, Frontend, Golden
-from edgefuse.decode.greedy import greedy_text
+from edgefuse.decode.search import Decoding, begin
+from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import Tokens
-from edgefuse.errors import AudioTooLong
+from edgefuse.errors import AudioTooLong, UsageError
 from edgefuse.frontend.audio import read_audio
 from edgefuse.frontend.intake import FEATURES, OVERLAP, SAMPLES, intake_of
 from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
@@ -45,11 +46,27 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What an artifact heard in a recording."""
+    """What an artifact heard in a recording.
+
+    Attributes:
+        path: the recording.
+        seconds: how long it is.
+        said: its utterances that have words; one at most, unless pauses end them.
+    """
 
     path: Path
     seconds: float
-    text: str
+    said: tuple[Said, ...]
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """Of all utterances."""
+        return tuple(word for said in self.said for word in said.words)
+
+    @property
+    def text(self) -> str:
+        """Of all utterances."""
+        return text_of(self.words)
 
 
 def frontend_of(checkpoint: Checkpoint) -> Frontend:
@@ -136,6 +153,7 @@ class Stream:
         self._answers = [spec for spec in artifact.outputs[entry] if spec.name not in self._renewed.values()]
         self._states = {spec.name: np.zeros(spec.shape, np.float32) for spec in states}
         self._lead = self._intake.lead  # what an utterance has before its first encoder frame, until that has come
+        self._ended = False
         self.frames = capacity(artifact.inputs[entry])
 
     @property
@@ -143,9 +161,10 @@ class Stream:
         """How many features, or samples, fill the next piece; the first may be longer than the others."""
         return self._lead + self.frames * self._intake.per_frame
 
-    def frames_in(self, count: int) -> int:
-        """How many encoder frames so many more features, or samples, bring."""
-        return max(0, count - self._lead) // self._intake.per_frame
+    @property
+    def has(self) -> int:
+        """How many of the samples of the next encoder frame it has in a cache already."""
+        return self._intake.lead - self._lead
 
     def pieces(self, heard: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """A whole utterance cut for `run`; the last piece may be short, or empty."""
@@ -153,44 +172,73 @@ class Stream:
         return [heard[start:end] for start, end in itertools.pairwise(starts)]
 
     def accept(self, heard: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Logits (T, vocabulary_size) of the next features (T', mel_bins) or samples (N,); fewer than it `takes` end it."""
+        """Logits (T, vocabulary_size) of the next features (T', mel_bins) or samples (N,); fewer than it `takes` end it.
+
+        Raises:
+            UsageError: more than the entry takes at once, or something behind the end; the utterance is as it was.
+        """
         return self.run(heard, padding)[self._answers[0].name]
 
     def run(self, heard: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
         """The same with every output, by name: (T, ...) of logits, (4 T, ...) of features."""
-        frames = self.frames_in(len(heard))
+        frames = max(0, len(heard) - self._lead) // self._intake.per_frame
+        if heard.shape[1:] != self._heard.shape[2:] or len(heard) > self.takes:
+            most = (self.takes, *self._heard.shape[2:])
+            raise UsageError(f"{self._entry} takes {self._heard.name} up to {most}, not {heard.shape}.")
         if frames == 0:
             return {spec.name: np.zeros((0, *spec.shape[2:]), np.float32) for spec in self._answers}
-        if self._lead and OVERLAP in self._states:
-            heard = self._begin(heard)
+        if self._ended:
+            raise UsageError("The utterance has ended: its last chunk was not full.", hint="Begin the next one.")
+        states, piece = self._begun(heard)
         given = np.zeros(self._heard.shape, np.float32) if padding is None else padding.reshape(self._heard.shape).copy()
-        given[0, : len(heard)] = heard
-        length = np.full(self._length.shape, len(heard) // self._intake.per_length, np.float32)
-        outputs = self._session.run(self._entry, {self._heard.name: given, self._length.name: length, **self._states})
+        given[0, : len(piece)] = piece
+        length = np.full(self._length.shape, len(piece) // self._intake.per_length, np.float32)
+        outputs = self._session.run(self._entry, {self._heard.name: given, self._length.name: length, **states})
+        self._lead = 0 if OVERLAP in states else self._lead
+        self._ended = frames < self.frames
         self._states = {name: np.array(outputs[renewed]) for name, renewed in self._renewed.items()}
         return {spec.name: np.array(outputs[spec.name])[0, : frames * (spec.shape[1] // self.frames)] for spec in self._answers}
 
-    def _begin(self, heard: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The first samples of an utterance go into `overlap`; its first chunk is what comes behind them."""
-        self._states[OVERLAP], chunk, self._lead = heard[None, : self._lead], heard[self._lead :], 0
-        return chunk
+    def _begun(self, heard: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+        """The caches and the piece: where there is an `overlap`, an utterance begins with its first samples there."""
+        if self._lead == 0 or OVERLAP not in self._states:
+            return self._states, heard
+        return {**self._states, OVERLAP: heard[None, : self._lead]}, heard[self._lead :]
 
 
-def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: Path) -> Transcript:
+def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: Path, decoding: Decoding) -> Transcript:
     """The text of a recording.
 
     Raises:
         AudioError: the recording is not what the model hears, or (`AudioTooLong`) longer than the artifact takes.
+        BadHotwords: the model cannot write one of them.
     """
+    tokens = Tokens(bundle.tokens)
+    search = begin(decoding, tokens)
     heard = heard_in(recording, bundle.frontend)
     seconds = len(heard.samples) / bundle.frontend.spec.sample_rate_hz
+    entry = entry_for(artifact, recording, encoder_frames(heard.features), seconds)
+    logits = answer(session, artifact, entry, taken(heard, artifact.inputs[entry]))
+    words = words_of(search.accept(logits).best, tokens)
+    return Transcript(recording, seconds, (Said(words),) if words else ())
+
+
+def entry_for(artifact: Artifact, recording: Path, frames: int, seconds: float) -> str:
+    """The shortest entry that takes a recording of so many encoder frames at once, or else one that streams."""
     offline = {name: specs for name, specs in artifact.inputs.items() if name not in artifact.streaming}
-    entry = fitting(offline, encoder_frames(heard.features)) or next(iter(artifact.streaming), None)
+    entry = fitting(offline, frames) or next(iter(artifact.streaming), None)
     if entry is None:
         most = longest(artifact.inputs) * SUBSAMPLING * FRAME_SECONDS
         raise AudioTooLong(
             f"{recording} lasts {seconds:.2f} s; {artifact.path.name} takes {most:.2f} s.",
             hint=f"Export it with: --seconds {np.ceil(seconds):.0f}  (or cut the recording).",
         )
-    logits = answer(session, artifact, entry, taken(heard, artifact.inputs[entry]))
-    return Transcript(recording, seconds, greedy_text(logits, Tokens(bundle.tokens)))
+    return entry
+
+
+def streaming_entry(artifact: Artifact) -> str:
+    """The entry that streams; a `UsageError` if there is none."""
+    entry = next(iter(artifact.streaming), None)
+    if entry is None:
+        raise UsageError(f"{artifact.path} takes whole utterances only.", hint="Export one that streams with: --chunk-ms 640")
+    return entry

@@ -5,24 +5,32 @@ recognizer = Recognizer(loaded)                 # one per speaker
 for pcm in microphone:
     print(recognizer.accept(pcm))               # what has been said so far
 print(recognizer.finish())                      # the last, partial chunk included
-recognizer.reset()                              # the next utterance, without a trace of this one
+print(recognizer.said)                          # every utterance, its words with their times
+recognizer.reset()                              # the next speaker, without a trace of this one
+
+Recognizer(loaded, Decoding(beam=8, hotwords={"kitchen": 0.5}), Endpointing(silence_ms=800))   # or so
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from edgefuse.checked import Checked
+from edgefuse.decode.endpoint import Endpointing
+from edgefuse.decode.search import GREEDILY, Decoding, begin
+from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
 from edgefuse.frontend.intake import SAMPLES, intake_of
 from edgefuse.model.config import SUBSAMPLING
-from edgefuse.recognize import Stream, features_of
+from edgefuse.recognize import Stream, Transcript, features_of, streaming_entry
+from edgefuse.target import find
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,21 +50,20 @@ class Loaded:
     artifact: Artifact
     session: Session
 
+    def session_of(self, entry: str) -> Session:
+        """The session for one more utterance at the same time: a new one if the artifact holds an utterance's caches itself."""
+        how = self.artifact.streaming.get(entry)
+        return Checked(find(self.artifact.target).open(self.artifact), self.artifact) if how and how.held else self.session
+
 
 @dataclass(frozen=True, slots=True)
-class Streamed:
+class Streamed(Transcript):
     """What was heard in a recording that was fed chunk by chunk.
 
     Attributes:
-        path: the recording.
-        seconds: how long it is.
-        text: what was said.
-        latency_ns: computing time of each chunk, features included.
+        latency_ns: computing time of each chunk, features and search included.
     """
 
-    path: Path
-    seconds: float
-    text: str
     latency_ns: tuple[int, ...]
 
     @property
@@ -70,40 +77,59 @@ class Streamed:
 
 
 class Recognizer:
-    """One speaker's utterance at a time, through the streaming entry of an artifact. Not for two threads at once."""
+    """One speaker, through the streaming entry of an artifact. Not for two threads at once.
 
-    def __init__(self, loaded: Loaded) -> None:
+    Without `endpointing` all that is heard is one utterance. With it, one utterance follows another: `accept` returns the text
+    of the one that is being said, and `said` has those that are over. The next begins with the very frame after the last.
+    """
+
+    def __init__(self, loaded: Loaded, decoding: Decoding = GREEDILY, endpointing: Endpointing | None = None) -> None:
         """Begin the first utterance.
 
         Raises:
             UsageError: the artifact takes whole utterances only.
+            BadHotwords: the model cannot write one of them.
         """
         self._loaded = loaded
-        self._entry = next(iter(loaded.artifact.streaming), "")
-        if not self._entry:
-            raise UsageError(
-                f"{loaded.artifact.path} takes whole utterances only.",
-                hint="Export one that streams with: --chunk-ms 640",
-            )
+        self._entry = streaming_entry(loaded.artifact)
+        self._session = loaded.session_of(self._entry)
         self._tokens = Tokens(loaded.bundle.tokens)
-        self._hears_samples = intake_of(loaded.artifact.inputs[self._entry]) is SAMPLES
+        self._silent = begin(decoding, self._tokens)
+        self._endpointing = endpointing
+        self._intake = intake_of(loaded.artifact.inputs[self._entry])
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new utterance."""
-        self._stream = Stream(self._loaded.session, self._loaded.artifact, self._entry)
-        self._samples = np.zeros(0, np.float32)  # of frames that are not whole yet
+        """Forget all that was heard."""
         mel_bins = self._loaded.bundle.frontend.spec.mel_bins
-        self._heard = np.zeros(0 if self._hears_samples else (0, mel_bins), np.float32)  # of a chunk that is not
-        self._ids: list[int] = []
-        self._last = BLANK_ID
+        self._samples = np.zeros(0, np.float32)  # of features that are not whole yet
+        self._heard = np.zeros(0 if self._intake is SAMPLES else (0, mel_bins), np.float32)  # from the next encoder frame on
+        self._said: list[Said] = []
         self._finished = False
         self.latency_ns: list[int] = []
+        self._begin(first_frame=0)
+
+    def _begin(self, first_frame: int) -> None:
+        """Begin an utterance at a frame of the recording; what is not yet answered is the beginning of it."""
+        self._stream = Stream(self._session, self._loaded.artifact, self._entry)
+        self._search = self._silent
+        self._first_frame = first_frame
+        self._frames = self._blanks = 0
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """What has been said so far in this utterance; times count from the beginning of the recording."""
+        return words_of(self._search.best, self._tokens, self._first_frame)
 
     @property
     def text(self) -> str:
-        """What has been said so far."""
-        return self._tokens.decode(self._ids)
+        """What has been said so far in this utterance; greedy search only adds to it, a beam may change its mind."""
+        return text_of(self.words)
+
+    @property
+    def said(self) -> tuple[Said, ...]:
+        """The utterances that are over, those without a word left out."""
+        return tuple(self._said)
 
     @property
     def chunk_samples(self) -> int:
@@ -111,44 +137,45 @@ class Recognizer:
         return self._stream.frames * SUBSAMPLING * self._loaded.bundle.frontend.spec.hop_samples
 
     def accept(self, pcm: NDArray[np.float32] | NDArray[np.int16]) -> str:
-        """Hear some more: (N,) samples at 16 kHz, float32 in [-1, 1] or int16. Returns the text so far.
+        """Hear some more: (N,) samples at 16 kHz, float32 in [-1, 1] or int16. Returns the text of the utterance so far.
 
         Raises:
             AudioError: the samples are not such; the utterance is as it was before.
-            UsageError: the utterance is finished.
+            UsageError: the recording is finished.
         """
         samples = _checked(pcm)
         self._require_unfinished()
         began = time.perf_counter_ns()
         self._hear(samples)
-        while len(self._heard) >= (takes := self._stream.takes):
-            self._answer(self._heard[:takes])
-            self._heard = self._heard[takes:]
+        hop = self._intake.count(self._stream.frames)
+        while len(self._heard) >= hop:
+            self._answer(hop)
             self.latency_ns.append(time.perf_counter_ns() - began)
             began = time.perf_counter_ns()
         return self.text
 
     def finish(self) -> str:
-        """Hear what is left of the last chunk, and return the whole text.
+        """Hear what is left of the last chunk, end the utterance, and return its text.
 
         Raises:
-            UsageError: the utterance is finished already.
+            UsageError: the recording is finished already.
         """
         self._require_unfinished()
         self._finished = True
-        if self._stream.frames_in(len(self._heard)):
+        while frames := self._intake.frames(len(self._heard)):
             began = time.perf_counter_ns()
-            self._answer(self._heard)
+            self._answer(self._intake.count(frames))
             self.latency_ns.append(time.perf_counter_ns() - began)
+        self._keep()
         return self.text
 
     def _require_unfinished(self) -> None:
         if self._finished:
-            raise UsageError("This utterance is finished.", hint="Begin the next one with: recognizer.reset()")
+            raise UsageError("This recording is finished.", hint="Begin the next one with: recognizer.reset()")
 
     def _hear(self, samples: NDArray[np.float32]) -> None:
         """Add the samples to what the entry hears next, or else the features of every frame that is whole by now."""
-        if self._hears_samples:
+        if self._intake is SAMPLES:
             self._heard = np.concatenate((self._heard, samples))
             return
         spec = self._loaded.bundle.frontend.spec
@@ -159,12 +186,29 @@ class Recognizer:
             self._heard = np.concatenate((self._heard, features))
             self._samples = self._samples[frames * spec.hop_samples :]
 
-    def _answer(self, heard: NDArray[np.float32]) -> None:
-        """Greedy search goes on from chunk to chunk: a token that the last frame had already is the same one."""
-        for best in self._stream.accept(heard).argmax(axis=-1).tolist():
-            if best not in (self._last, BLANK_ID):
-                self._ids.append(best)
-            self._last = best
+    def _answer(self, count: int) -> None:
+        """Hear so many features or samples, or those before the end of the utterance: it ends where it ends, not with a chunk."""
+        logits = self._stream.accept(self._heard[self._stream.has : count])
+        over = self._count(logits.argmax(axis=-1).tolist())
+        taken = len(logits) if over is None else over
+        self._search = self._search.accept(logits[:taken])
+        self._heard = self._heard[taken * self._intake.per_frame :]
+        if over is not None:
+            self._keep()
+            self._begin(self._first_frame + self._frames)
+
+    def _count(self, path: Sequence[int]) -> int | None:
+        """Count frames, and the blank ones at the end; with how many more the utterance is over, if it is."""
+        for taken, best in enumerate(path, start=1):
+            self._frames += 1
+            self._blanks = self._blanks + 1 if best == BLANK_ID else 0
+            if self._endpointing and self._endpointing.over(self._frames, self._blanks):
+                return taken
+        return None
+
+    def _keep(self) -> None:
+        if words := self.words:
+            self._said.append(Said(words))
 
 
 def _checked(pcm: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 Input = Literal["features", "pcm"]  # what the entries of an artifact hear
 INPUTS: tuple[Input, ...] = ("features", "pcm")
+ENCODER_HOP_MS = 40  # one encoder frame
 OFFLINE = "offline"  # the mode of the entries that take whole utterances
 
 
@@ -99,9 +100,10 @@ class Streaming:
     """How an entry goes on from chunk to chunk.
 
     Attributes:
-        chunk: encoder frames of 40 ms that it takes at once.
+        chunk: encoder frames that it takes at once.
         left: encoder frames before the chunk that its attention sees.
         states: name of an input to the name of the output that holds it for the next chunk; an utterance begins with zeros.
+        held: names of the caches that the artifact holds itself: it then serves one utterance at a time.
         overlap: samples of the utterance that its `overlap` begins with instead, and behind which its chunks come; 0 where it
             has none, because features are fed.
     """
@@ -109,7 +111,18 @@ class Streaming:
     chunk: int
     left: int
     states: Mapping[str, str]
+    held: tuple[str, ...] = ()
     overlap: int = 0
+
+    @property
+    def chunk_ms(self) -> int:
+        """How much speech it takes at once."""
+        return self.chunk * ENCODER_HOP_MS
+
+    @property
+    def left_context_ms(self) -> int:
+        """How much of the past it sees."""
+        return self.left * ENCODER_HOP_MS
 
 
 @dataclass(frozen=True, slots=True)

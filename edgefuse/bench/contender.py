@@ -42,8 +42,9 @@ def contender(session: Session, artifact: Artifact, mode: Mode) -> Contender:
         raise UsageError(
             f"{artifact.target} is evaluated here, not run: it has no latency.", hint="Time it on a device that has its runtime."
         )
-    entry, (heard, length, *caches) = next(iter(mode.inputs.items()))
-    whole = heard.shape[1] // intake_of(mode.inputs[entry]).per_length
+    entry = next(iter(mode.inputs))
+    heard, length, *caches = artifact.inputs[entry]  # its own: another artifact may have other caches
+    whole = heard.shape[1] // intake_of(artifact.inputs[entry]).per_length
     noise = np.random.default_rng(0).standard_normal(heard.shape).astype(np.float32)
     given = {heard.name: noise, length.name: np.full(length.shape, whole, np.float32)}
     return Contender(session, entry, given | {cache.name: np.zeros(cache.shape, np.float32) for cache in caches})

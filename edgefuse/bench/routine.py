@@ -13,10 +13,12 @@ class Routine:
     Attributes:
         rounds: measured rounds; each contender runs once per round.
         warm_up: rounds before them that are not measured.
+        threads: of each contender.
     """
 
     rounds: int = 40
     warm_up: int = 3
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,28 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import UsageError
 from edgefuse.frontend.intake import OVERLAP, SAMPLES
 from edgefuse.frontend.log_mel import FrontendSpec
 from edgefuse.lower.frontend import LONGEST, LogMel, PcmGraph, PcmStreamingGraph
 from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
+from edgefuse.lower.held import HeldGraph
 from edgefuse.model import SUBSAMPLING, Encoder
 from edgefuse.model.config import SUBSAMPLING_HISTORY
-from edgefuse.values import Checkpoint, Entry, FoldedModel, Input, Precision, Program, Streaming, TensorSpec
+from edgefuse.values import ENCODER_HOP_MS, Checkpoint, Entry, FoldedModel, Input, Precision, Program, Streaming, TensorSpec
 
-HOP_MS = 10  # one feature frame
-ENCODER_HOP_MS = HOP_MS * SUBSAMPLING
+HOP_MS = ENCODER_HOP_MS // SUBSAMPLING  # one feature frame
 LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
 NEXT = "_next"  # behind the name of a cache: the output that holds it for the next chunk
 
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """A streaming entry that is wanted, in milliseconds: what it takes at once, and the past that it sees."""
+    """A streaming entry that is wanted, in milliseconds: what it takes at once, and the past that it sees.
+
+    `held` leaves its caches inside the artifact; else they are inputs and outputs.
+    """
 
     chunk_ms: float
     left_context_ms: float
+    held: bool = False
 
     @property
     def frames(self) -> tuple[int, int]:
@@ -61,7 +67,7 @@ def program_of(
         UsageError: neither a length nor a chunk, or one outside the model's reach.
     """
     lengths = sorted({_whole_frames(s * 1000, f"A length of {s} seconds", "--seconds 5.12") for s in seconds})
-    contexts = sorted({each.frames for each in chunks})
+    contexts = {each.frames: each.held for each in chunks}
     if not lengths and not contexts:
         raise UsageError("An artifact needs an entry.", hint="For example: --seconds 5.12, or --chunk-ms 640")
     longest = max([*lengths, *(chunk + left for chunk, left in contexts)])
@@ -81,7 +87,9 @@ def program_of(
             hint="Ask for less with --seconds, or for --input features.",
         )
     encoder = encoder_of(checkpoint)
-    entries = (*(_offline(encoder, frames) for frames in lengths), *(_stream(encoder, *context) for context in contexts))
+    offline = (_offline(encoder, frames) for frames in lengths)
+    streaming = (_stream(encoder, *context, held=held) for context, held in sorted(contexts.items()))
+    entries = (*offline, *streaming)
     if hears == "pcm":
         spec = FrontendSpec(mel_bins=checkpoint.config.mel_bins)
         front_end = LogMel(spec, checkpoint.frontend_mean, checkpoint.frontend_istd).float()
@@ -103,20 +111,27 @@ def _whole_frames(milliseconds: float, told: str, example: str) -> int:
 
 def _offline(encoder: Encoder, frames: int) -> Entry:
     name = f"offline_{frames * ENCODER_HOP_MS}ms"
-    return Entry(name, DeploymentGraph(encoder, frames).eval(), _speech(encoder, frames), (_logits(encoder, frames),))
+    return Entry(name, _frozen(DeploymentGraph(encoder, frames)), _speech(encoder, frames), (_logits(encoder, frames),))
 
 
-def _stream(encoder: Encoder, chunk: int, left: int) -> Entry:
-    caches = _caches(encoder, left)
+def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:
+    step, every = StreamingGraph(encoder, chunk, left), _caches(encoder, left)
+    caches, inside = (every[:1], every[1:]) if held else (every, ())  # `past` stays outside: it says where an utterance begins
+    graph = HeldGraph(step, inside) if held else step
     renewed = tuple(_renewed(spec) for spec in caches)
     states = {spec.name: after.name for spec, after in zip(caches, renewed, strict=True)}
     return Entry(
         f"stream_{chunk * ENCODER_HOP_MS}ms",
-        StreamingGraph(encoder, chunk, left).eval(),
+        _frozen(graph),
         (*_speech(encoder, chunk), *caches),
         (_logits(encoder, chunk), *renewed),
-        Streaming(chunk, left, states),
+        Streaming(chunk, left, states, tuple(spec.name for spec in inside)),
     )
+
+
+def _frozen(graph: nn.Module) -> nn.Module:
+    """In evaluation mode and without gradients, which ExecuTorch would not let into a buffer."""
+    return graph.eval().requires_grad_(requires_grad=False)
 
 
 def _hearing_samples(entry: Entry, front_end: LogMel) -> Entry:
@@ -126,13 +141,13 @@ def _hearing_samples(entry: Entry, front_end: LogMel) -> Entry:
     outputs = (logits, replace(features, meaning=told))
     if entry.streaming is None:
         inputs = _samples(SAMPLES.count(frames), PcmGraph.LEAD)
-        return replace(entry, graph=PcmGraph(front_end, entry.graph).eval(), inputs=inputs, outputs=outputs)
+        return replace(entry, graph=_frozen(PcmGraph(front_end, entry.graph)), inputs=inputs, outputs=outputs)
     told = f"the {SAMPLES.lead} samples before the chunk; an utterance begins with its first ones here, not with zeros"
     overlap = TensorSpec(OVERLAP, (1, SAMPLES.lead), "float32", told)
     states = {OVERLAP: _renewed(overlap).name, **entry.streaming.states}
     return replace(
         entry,
-        graph=PcmStreamingGraph(front_end, entry.graph).eval(),
+        graph=_frozen(PcmStreamingGraph(front_end, entry.graph)),
         inputs=(*_samples(frames * SAMPLES.per_frame, PcmStreamingGraph.LEAD), overlap, *caches),
         outputs=(*outputs, _renewed(overlap), *renewed),
         streaming=replace(entry.streaming, states=states, overlap=SAMPLES.lead),

@@ -27,9 +27,11 @@ class Cost:
 
     def macs_per_second(self, seconds: float) -> int:
         """Per second of audio, for whole utterances of that many seconds: attention grows with their length."""
-        keys = int(seconds * FRAMES_PER_SECOND)
-        per_frame = self.subsampling + self.linears + self.depthwise + self.attention_per_key * keys
-        return per_frame * FRAMES_PER_SECOND
+        return self.macs(FRAMES_PER_SECOND, keys=int(seconds * FRAMES_PER_SECOND))
+
+    def macs(self, frames: int, keys: int) -> int:
+        """Of so many encoder frames, each of which attends to so many."""
+        return frames * (self.subsampling + self.linears + self.depthwise + self.attention_per_key * keys)
 
 
 def cost(config: EncoderConfig) -> Cost:

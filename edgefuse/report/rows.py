@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from edgefuse.decode.spelling import Said
 from edgefuse.report.terminal import megabytes
 from edgefuse.values import Fold, Refusal
 
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
     from pathlib import Path
 
-    from edgefuse.bench import Comparison
-    from edgefuse.bundle import Export
+    from edgefuse.bench import Comparison, Row
+    from edgefuse.bundle import Bundle, Export
+    from edgefuse.evaluate import Evaluation
     from edgefuse.fold import Exactness
     from edgefuse.inspection import Inspection
     from edgefuse.packages import Need
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from edgefuse.recognizer import Streamed
     from edgefuse.target import Target
     from edgefuse.train.loop import Trained
-    from edgefuse.values import FoldedModel
+    from edgefuse.values import Check, FoldedModel
     from edgefuse.verify.wer import WordErrors
 
 ARTIFACTS = (
@@ -48,6 +50,7 @@ TARGETS = ("target", "makes", "file", "state")
 NEEDS = ("package", "installed", "wanted", "by", "state")
 RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar", "p50", "")
 STREAMED = ("recording", "length", "chunks", "real-time factor", "p50", "p90", "p99")
+EVALUATED = ("test set", "search", "WER", "on hotwords", "on other words", "false hotwords", "words", "utterances")
 ERRORS = ("test set", "WER", "errors", "words", "utterances")
 
 
@@ -79,12 +82,28 @@ def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
     return rows
 
 
-def check_rows(verified: Verified) -> list[tuple[str, ...]]:
+def check_rows(target: str, checks: Sequence[Check]) -> list[tuple[str, ...]]:
     """One row per check, in the order of `CHECKS`."""
+    return [(target, check.name, check.measured, check.required, "passed" if check.passed else "FAILED") for check in checks]
+
+
+def verified_rows(verified: Verified) -> list[tuple[str, ...]]:
+    """The same of every artifact."""
+    return [row for export in verified.exports for row in check_rows(export.artifact.target, export.verdict.checks)]
+
+
+def checks_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [dataclasses.asdict(check) for check in checks]
+
+
+def streaming_lines(bundle: Bundle) -> list[str]:
+    """What each streaming entry takes and sees; its sizes are whole encoder frames, whatever was asked for."""
+    streaming = {name: how for export in bundle.exports for name, how in export.artifact.streaming.items()}
     return [
-        (export.artifact.target, check.name, check.measured, check.required, "passed" if check.passed else "FAILED")
-        for export in verified.exports
-        for check in export.verdict.checks
+        f"{name}: chunks of {how.chunk_ms} ms, after up to {how.left_context_ms} ms of past, without look-ahead; "
+        f"its caches {'are held inside' if how.held else 'go in and out'}"
+        for name, how in sorted(streaming.items())
     ]
 
 
@@ -171,14 +190,34 @@ def verdict_line(verified: Verified) -> str:
     return f"{bundle.folder}: {bundle.config.name}, {bundle.precision}, {'passed' if verified.passed else 'FAILED'} ({how})"
 
 
-def transcript_lines(heard: Sequence[Transcript] | Sequence[Streamed]) -> list[str]:
-    """The text; with the file's name where there are several."""
-    return [each.text if len(heard) == 1 else f"{each.path}: {each.text}" for each in heard]
+def transcript_lines(heard: Sequence[Transcript], *, timestamps: bool = False) -> list[str]:
+    """The text of each utterance, with the file's name where there are several files; words below it if `timestamps`."""
+    names = ["" if len(heard) == 1 else f"{each.path}: " for each in heard]
+    return [
+        line
+        for each, name in zip(heard, names, strict=True)
+        for said in each.said or (Said(()),)
+        for line in said_lines(said, name, timestamps=timestamps)
+    ]
+
+
+def said_lines(said: Said, name: str = "", *, timestamps: bool) -> list[str]:
+    """The text of one utterance; if `timestamps`, below it each word with its begin and end in seconds."""
+    words = (f"{word.start_s:8.2f} {word.end_s:8.2f}  {word.text}" for word in said.words)
+    return [f"{name}{said.text}", *(words if timestamps else ())]
 
 
 def transcripts_json(heard: Sequence[Transcript]) -> list[dict[str, Any]]:
-    """The same for programs."""
-    return [{"path": str(each.path), "seconds": each.seconds, "text": each.text} for each in heard]
+    """The same for programs, words with their times always."""
+    return [
+        {
+            "path": str(each.path),
+            "seconds": each.seconds,
+            "text": each.text,
+            "utterances": [{"text": said.text, "words": list(map(dataclasses.asdict, said.words))} for said in each.said],
+        }
+        for each in heard
+    ]
 
 
 def streamed_rows(heard: Sequence[Streamed]) -> list[tuple[str, ...]]:
@@ -198,14 +237,8 @@ def streamed_rows(heard: Sequence[Streamed]) -> list[tuple[str, ...]]:
 def streamed_json(heard: Sequence[Streamed]) -> list[dict[str, Any]]:
     """The same for programs, with every sample."""
     return [
-        {
-            "path": str(each.path),
-            "seconds": each.seconds,
-            "text": each.text,
-            "real_time_factor": each.real_time_factor,
-            "latency_ns": list(each.latency_ns),
-        }
-        for each in heard
+        {**told, "real_time_factor": each.real_time_factor, "latency_ns": list(each.latency_ns)}
+        for told, each in zip(transcripts_json(heard), heard, strict=True)
     ]
 
 
@@ -243,13 +276,63 @@ def error_rows(errors: Mapping[str, WordErrors]) -> list[tuple[str, ...]]:
     ]
 
 
+def evaluated_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+    """One row per test set and search, in the order of `EVALUATED`; of the hotwords' words, errors of how many said."""
+    return [
+        (
+            each.subset,
+            _search(each),
+            _percent(each.errors),
+            *(f"{_percent(part)} ({part.errors} of {part.words})" for part in each.hotwords or ()),
+            *(() if each.hotwords else ("-", "-")),
+            str(each.false_hotwords) if each.hotwords else "-",
+            str(each.errors.words),
+            str(each.errors.utterances),
+        )
+        for each in evaluations
+    ]
+
+
+def evaluated_json(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "set": each.subset,
+            "beam": each.decoding.beam,
+            "hotwords": len(each.decoding.hotwords),
+            "errors": _errors_json(each.errors),
+            **(
+                {
+                    "on_hotwords": _errors_json(each.hotwords[0]),
+                    "on_other_words": _errors_json(each.hotwords[1]),
+                    "false_hotwords": each.false_hotwords,
+                }
+                if each.hotwords
+                else {}
+            ),
+        }
+        for each in evaluations
+    ]
+
+
+def _search(each: Evaluation) -> str:
+    beam = "greedy" if each.decoding.beam == 1 else f"beam {each.decoding.beam}"
+    return f"{beam}, {len(each.decoding.hotwords)} hotwords" if each.decoding.hotwords else beam
+
+
+def _percent(errors: WordErrors) -> str:
+    return f"{errors.wer_percent:.2f} %" if errors.words else "-"
+
+
+def _errors_json(errors: WordErrors) -> dict[str, Any]:
+    return {**dataclasses.asdict(errors), "wer_percent": errors.wer_percent if errors.words else None}
+
+
 def trained_json(trained: Trained) -> dict[str, Any]:
     """The same for programs, and where the checkpoint is."""
     return {
         "checkpoint": str(trained.folder),
-        "errors": {
-            name: {**dataclasses.asdict(counted), "wer_percent": counted.wer_percent} for name, counted in trained.errors.items()
-        },
+        "errors": {name: _errors_json(counted) for name, counted in trained.errors.items()},
     }
 
 
@@ -259,7 +342,7 @@ def ratio_rows(measured: Sequence[Comparison]) -> list[tuple[str, ...]]:
     for name, to, ratio, bar, comparison in _ratios(measured):
         low, high = comparison.samples.ratio_quartiles(name, to)
         p50 = " / ".join(f"{comparison.samples.p50_ms(each):.1f}" for each in (name, to))
-        kept = "" if bar is None else "kept" if ratio <= bar else "MISSED"
+        kept = "" if bar is None else "kept" if bar.kept(ratio) else "MISSED"
         rows.append(
             (
                 comparison.target,
@@ -267,7 +350,7 @@ def ratio_rows(measured: Sequence[Comparison]) -> list[tuple[str, ...]]:
                 f"{name} / {to}",
                 f"{ratio:.3f}",
                 f"{low:.3f} .. {high:.3f}",
-                _or_dash(bar, "<= {}"),
+                _bar(bar),
                 f"{p50} ms",
                 kept,
             )
@@ -282,7 +365,8 @@ def comparisons_json(measured: Sequence[Comparison]) -> list[dict[str, Any]]:
             "target": comparison.target,
             "mode": comparison.mode.name,
             "ratios": [
-                {"ratio": f"{name} / {to}", "median": ratio, "bar": bar} for name, to, ratio, bar, _ in _ratios([comparison])
+                {"ratio": f"{name} / {to}", "median": ratio, "bar": _bar(bar)}
+                for name, to, ratio, bar, _ in _ratios([comparison])
             ],
             "latency_ns": {name: list(samples) for name, samples in comparison.samples.latency_ns.items()},
         }
@@ -290,12 +374,16 @@ def comparisons_json(measured: Sequence[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, float | None, Comparison]]:
-    from edgefuse.bench.compare import FOLDED, LAYER_NORM, ROWS, UNFOLDED
+def _bar(row: Row | None) -> str:
+    return "-" if row is None else f"{'>=' if row.least else '<='} {row.bar}"
 
-    bars = {(row.target, row.streaming, row.name, row.to): row.bar for row in ROWS}
+
+def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, Row | None, Comparison]]:
+    from edgefuse.bench.compare import PAIRS, ROWS
+
+    bars = {(row.target, row.streaming, row.name, row.to): row for row in ROWS}
     for comparison in measured:
-        for to in (LAYER_NORM, UNFOLDED):
-            ratio = comparison.samples.ratio(FOLDED, to)
-            bar = bars.get((comparison.target, comparison.mode.streaming is not None, FOLDED, to))
-            yield FOLDED, to, ratio, bar, comparison
+        for name, to in PAIRS:
+            if {name, to} <= set(comparison.samples.latency_ns):
+                bar = bars.get((comparison.target, comparison.mode.streaming is not None, name, to))
+                yield name, to, comparison.samples.ratio(name, to), bar, comparison

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import jiwer
 
@@ -54,3 +55,38 @@ def count_word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> W
         words=output.hits + output.substitutions + output.deletions,
         utterances=len(pairs),
     )
+
+
+def split_word_errors(
+    references: Sequence[str], hypotheses: Sequence[str], special: Container[str]
+) -> tuple[WordErrors, WordErrors, int]:
+    """The same counts for the special words and for all others, and how many special words were heard where none was said.
+
+    A word that was said and missed counts where it belongs, and so does one that was only heard. Their sum is what
+    `count_word_errors` finds.
+    """
+    pairs = list(_aligned(references, hypotheses))
+    inside, outside = (
+        WordErrors(
+            substitutions=sum(1 for said, heard in pairs if said and heard and said != heard and (said in special) is which),
+            deletions=sum(1 for said, heard in pairs if not heard and (said in special) is which),
+            insertions=sum(1 for said, heard in pairs if not said and (heard in special) is which),
+            words=sum(1 for said, _ in pairs if said and (said in special) is which),
+            utterances=len(references),
+        )
+        for which in (True, False)
+    )
+    return inside, outside, sum(1 for said, heard in pairs if heard in special and said != heard)
+
+
+def _aligned(references: Sequence[str], hypotheses: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each word that was said with the word that was heard in its place; the empty word stands for none."""
+    for reference, hypothesis in zip(references, hypotheses, strict=True):
+        if not reference.split():
+            yield from (("", heard) for heard in hypothesis.split())
+            continue
+        output = jiwer.process_words(reference, hypothesis)
+        for chunk in output.alignments[0]:
+            said = output.references[0][chunk.ref_start_idx : chunk.ref_end_idx]
+            heard = output.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]
+            yield from zip_longest(said, heard, fillvalue="")

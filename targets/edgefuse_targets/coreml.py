@@ -39,6 +39,8 @@ NAME = "coreml"
 RUNTIME = "Core ML"
 PACKAGES = {"coremltools": "coremltools==9.0"}
 AUTHOR = "edgefuse"
+STATE_WIDTH = 32  # the Neural Engine fails on a state whose width is no multiple of it (coremltools #2631)
+CRASHING = ("common::canonicalize_inplace_pattern", "common::prefer_state_in_downstream")  # on several states (coremltools 9.0)
 MOST_DIMENSIONS = 5  # of a Core ML tensor
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # what MIL takes as a name without changing it
 MANIFEST = "Manifest.json"
@@ -55,8 +57,9 @@ def missing() -> Sequence[str]:
 
 
 def refusals(program: Program) -> Sequence[str]:
-    """What any target refuses; names that MIL would change; tensors of more dimensions than Core ML has, or of none."""
-    return [*refusals_of(program), *(sentence for entry in program.entries for sentence in _entry_refusals(entry))]
+    """What any target refuses, and names, tensors and states that Core ML cannot have."""
+    entries = (sentence for entry in program.entries for sentence in _entry_refusals(entry))
+    return [*refusals_of(program), *entries, *_state_refusals(program)]
 
 
 def export(program: Program, folder: Path, name: str) -> Artifact:
@@ -123,10 +126,13 @@ class _Native:
         self._functions = {
             entry: coremltools.models.MLModel(str(artifact.path), function_name=entry) for entry in artifact.inputs
         }
+        holding = (name for name, how in artifact.streaming.items() if how.held)
+        self._states = {entry: self._functions[entry].make_state() for entry in holding}
 
     def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Answer once."""
-        answer: Mapping[str, NDArray[np.float32]] = self._functions[entry].predict(dict(inputs))
+        state = {"state": self._states[entry]} if entry in self._states else {}
+        answer: Mapping[str, NDArray[np.float32]] = self._functions[entry].predict(dict(inputs), **state)
         return answer
 
 
@@ -141,6 +147,16 @@ def _entry_refusals(entry: Entry) -> Iterator[str]:
                 f"A Core ML tensor has 1 to {MOST_DIMENSIONS} dimensions; "
                 f"{spec.name!r} of entry {entry.name!r} has {len(spec.shape)}."
             )
+
+
+def _state_refusals(program: Program) -> Iterator[str]:
+    held = [(entry, name) for entry in program.entries if entry.streaming for name in entry.streaming.held]
+    if held and program.precision != "fp16":
+        yield f"Core ML holds states in half precision only, and the program is {program.precision}: use --precision fp16."
+    for entry, name in held:
+        width = next(buffer.shape[-1] for path, buffer in entry.graph.named_buffers() if path.split(".")[-1] == name)
+        if width % STATE_WIDTH:
+            yield f"The Neural Engine wants states a multiple of {STATE_WIDTH} wide; {name!r} of entry {entry.name!r} is {width}."
 
 
 def _convert(program: Program, workshop: Path) -> Path:
@@ -164,9 +180,12 @@ def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 -
     import torch
 
     graph = torch.export.export(entry.graph, entry.example(), strict=False).run_decompositions({})
+    passes = coremltools.PassPipeline()
+    passes.remove_passes(CRASHING)
     try:
         return coremltools.convert(
             graph,
+            pass_pipeline=passes,
             convert_to="mlprogram",
             minimum_deployment_target=coremltools.target.iOS18,
             compute_precision=_arithmetic(graph, entry, precision),

@@ -32,6 +32,7 @@ def halved(graph: nn.Module) -> nn.Module:
 
 def before_the_network(exported: ExportedProgram) -> frozenset[str]:
     """Names of the values that the front end of an exported `PcmGraph` computes; none where features come in."""
-    nodes = [node for node in exported.graph.nodes if node.op == "call_function"]
-    inside = {node.name for node in nodes if NETWORK in {path for path, _ in node.meta.get("nn_module_stack", {}).values()}}
-    return frozenset(node.name for node in nodes if inside) - inside
+    stacks = {node.name: node.meta.get("nn_module_stack") for node in exported.graph.nodes if node.op == "call_function"}
+    paths = {name: {path for path, _ in stack.values()} for name, stack in stacks.items() if stack}
+    inside = {name for name, through in paths.items() if NETWORK in through}
+    return frozenset(paths) - inside if inside else frozenset()

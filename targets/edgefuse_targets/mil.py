@@ -90,16 +90,20 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Routine:
-    """One function of a package, ready to be run: constants once, then the steps in the order of the program."""
+    """One function of a package, ready to be run: constants once, then the steps in the order of the program.
+
+    `states` are zeros at first; the steps change them in place.
+    """
 
     inputs: Mapping[str, tuple[int, ...]]
     outputs: tuple[str, ...]
     constants: Mapping[str, Value]
+    states: Mapping[str, Tensor]
     steps: tuple[Step, ...]
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Answer once; no value is kept longer than it is needed."""
-        values: dict[str, Value] = {**self.constants, **inputs}
+        values: dict[str, Value] = {**self.constants, **self.states, **inputs}
         for step in self.steps:
             arguments = Arguments({name: _bound(values, source) for name, source in step.inputs.items()})
             results = step.apply(arguments)
@@ -168,8 +172,14 @@ def prepare(function: Any) -> Routine:  # noqa: ANN401 - a coremltools function,
         else:
             steps.append(_step(operation))
     outputs = tuple(variable.name for variable in function.outputs)
-    inputs = {name: tuple(variable.shape) for name, variable in function.inputs.items()}
-    return Routine(inputs, outputs, constants, _with_last_uses(steps, keep={*outputs, *constants, *inputs}))
+    shapes = {name: tuple(variable.shape) for name, variable in function.inputs.items()}
+    states = {name: torch.zeros(shapes[name]) for name, variable in function.inputs.items() if _is_state(variable)}
+    inputs = {name: shape for name, shape in shapes.items() if name not in states}
+    return Routine(inputs, outputs, constants, states, _with_last_uses(steps, keep={*outputs, *constants, *inputs, *states}))
+
+
+def _is_state(variable: Any) -> bool:  # noqa: ANN401 - a coremltools variable
+    return bool(types.is_state(variable._sym_type))  # noqa: SLF001 - its public type is that of the tensor inside
 
 
 def _step(operation: Any) -> Step:  # noqa: ANN401 - a coremltools operation
@@ -364,6 +374,14 @@ def _pad(a: Arguments) -> Tensor:
     return F.pad(a.tensor("x"), last_first, mode=mode)
 
 
+def _read_state(a: Arguments) -> Tensor:
+    return a.tensor("input").clone()
+
+
+def _update_state(a: Arguments) -> Tensor:
+    return a.tensor("state").copy_(a.tensor("value")).clone()
+
+
 def _concat(a: Arguments) -> Tensor:
     values, axis = a.tensors("values"), a.integer("axis")
     if a.integer("interleave", 0):
@@ -489,12 +507,14 @@ OPERATORS: Mapping[str, Operator] = {
     "layer_norm": _layer_norm,
     # moves
     "concat": _concat,
+    "coreml_update_state": _update_state,
     "expand_dims": _expand_dims,
     "fill": _fill,
     "gather": _gather,
     "identity": _unary(lambda x: x),
     "pad": _pad,
     "range_1d": _range,
+    "read_state": _read_state,
     "reshape": _reshape,
     "shape": _shape,
     "slice_by_index": _slice_by_index,
@@ -505,4 +525,5 @@ OPERATORS: Mapping[str, Operator] = {
     "stack": _stack,
     "tile": _tile,
     "transpose": _transpose,
+    "write_state": _update_state,  # in the file; the loader joins it with the read behind it to a coreml_update_state
 }

@@ -31,6 +31,13 @@ def refusals_of(program: Program) -> Iterator[str]:
         yield from _entry_refusals(entry)
 
 
+def holding(program: Program, runtime: str) -> Iterator[str]:
+    """Refusals of a runtime that forgets everything between two calls."""
+    for entry in program.entries:
+        if entry.streaming and entry.streaming.held:
+            yield f"{runtime} holds nothing between two calls, and {entry.name!r} wants its caches held: use --state explicit."
+
+
 def artifact_of(program: Program, target: str, path: Path) -> Artifact:
     """What stands at `path`."""
     return Artifact(

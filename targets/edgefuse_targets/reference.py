@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgefuse.errors import ChangedBundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, reading
-from edgefuse_targets.programs import artifact_of, refusals_of
+from edgefuse_targets.programs import artifact_of, holding, refusals_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,8 +38,8 @@ def missing() -> Sequence[str]:
 
 
 def refusals(program: Program) -> Sequence[str]:
-    """Nothing beyond what any target refuses."""
-    return list(refusals_of(program))
+    """What any target refuses, and caches that are held."""
+    return [*refusals_of(program), *holding(program, RUNTIME)]
 
 
 def export(program: Program, folder: Path, name: str) -> Artifact:

@@ -1,5 +1,6 @@
 """What is Core ML's own: functions that share weights, the sealed package, and the norms that are found in it."""
 
+import dataclasses
 import gc
 import json
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import ChangedBundle, ExportFailed, NotABundle, Refused
 from edgefuse.fold import fold
-from edgefuse.lower import DeploymentGraph, lower
-from edgefuse.values import Artifact, Checkpoint, Entry, Program, TensorSpec
+from edgefuse.lower import Chunks, DeploymentGraph, lower
+from edgefuse.values import Artifact, Checkpoint, Entry, Program, Streaming, TensorSpec
 from edgefuse_targets import coreml
 from edgefuse_targets.foreign import quiet
 
@@ -271,11 +272,28 @@ def test_on_a_mac_core_ml_itself_answers(artifact: Artifact, tools: ModuleType, 
         def __init__(self, path: str, function_name: str) -> None:
             self.asked = (path, function_name)
 
-        def predict(self, inputs: dict[str, np.ndarray]) -> dict[str, object]:
-            return {"asked": self.asked, **inputs}
+        def make_state(self) -> str:
+            return f"the state of {self.asked[1]}"
+
+        def predict(self, inputs: dict[str, np.ndarray], **state: str) -> dict[str, object]:
+            return {"asked": self.asked, **inputs, **state}
 
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     monkeypatch.setattr(tools.models, "MLModel", Model)
     session = coreml.open(artifact)
     assert session.how == "run on this host"
     assert session.run(TWO_SECONDS, {}) == {"asked": (str(artifact.path), TWO_SECONDS)}
+    holding = dataclasses.replace(artifact, streaming={TWO_SECONDS: Streaming(16, 64, {}, held=("history",))})
+    assert coreml.open(holding).run(TWO_SECONDS, {})["state"] == f"the state of {TWO_SECONDS}"
+
+
+def test_states_are_half_precision_and_as_wide_as_the_neural_engine_wants_them(fusionformer: Checkpoint) -> None:
+    held = [lower(fold(fusionformer), [], precision, [Chunks(160, 320, held=True)]) for precision in ("fp16", "fp32")]
+    assert coreml.refusals(held[0]) == []
+    assert coreml.refusals(held[1]) == [
+        "Core ML holds states in half precision only, and the program is fp32: use --precision fp16."
+    ]
+    held[0].entries[0].graph.register_buffer("history", torch.zeros(1, 240))
+    assert coreml.refusals(held[0]) == [
+        "The Neural Engine wants states a multiple of 32 wide; 'history' of entry 'stream_160ms' is 240."
+    ]

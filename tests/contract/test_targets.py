@@ -23,8 +23,9 @@ from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
 from edgefuse.lower import Chunks, DeploymentGraph, lower
 from edgefuse.model import Context
+from edgefuse.recognizer import Loaded
 from edgefuse.target import Session, Target
-from edgefuse.values import Artifact, Entry, FoldedModel, Program, TensorSpec
+from edgefuse.values import INPUTS, Artifact, Entry, FoldedModel, Input, Program, TensorSpec
 from edgefuse.verify import parity
 from edgefuse.verify.structure import strangers
 from tests.conftest import a_checkpoint
@@ -148,6 +149,42 @@ def test_samples_in_chunks_are_heard_as_kaldi_and_answered_as_their_features_are
     assert structure.normalizations == ()
     assert structure.partitions in ((None, 1) if precision == "fp32" else (None, 1, 2))  # a front end beside half precision
     assert strangers(structure, precision) == {}
+
+
+@pytest.mark.parametrize("hears", INPUTS)
+def test_caches_that_are_held_answer_as_those_that_go_in_and_out(target: Target, tmp_path: Path, hears: Input) -> None:
+    held, explicit = (lower(folded(), (), "fp16", [Chunks(160, 320, held)], hears) for held in (True, False))
+    if sentences := target.refusals(held):
+        assert "holds nothing between two calls" in sentences[0]
+        return
+    given = (163, 80) if hears == "features" else (240 + 163 * 160,)
+    heard = torch.randn(given, generator=torch.Generator().manual_seed(0)).numpy()
+    artifacts = [target.export(program, tmp_path, name) for name, program in (("held", held), ("explicit", explicit))]
+    sessions = [target.open(artifact) for artifact in artifacts]
+    answers = [
+        [recognize.answer(session, artifact, "stream_160ms", heard) for _ in range(2)]
+        for session, artifact in zip(sessions, artifacts, strict=True)
+    ]
+    assert np.array_equal(*answers[0])  # the second utterance knows nothing of the first
+    assert np.square(answers[0][0] - answers[1][0]).mean() < 1e-4 * np.square(answers[1][0]).mean()
+    names = [spec.name for spec in artifacts[0].inputs["stream_160ms"]]
+    assert names == (["features", "length", "past"] if hears == "features" else ["samples", "length", "overlap", "past"])
+
+
+def test_two_speakers_do_not_mix_where_the_artifact_holds_their_caches(target: Target, tmp_path: Path) -> None:
+    program = lower(folded(), (), "fp16", [Chunks(160, 320, held=True)])
+    if target.refusals(program):
+        return
+    artifact = target.export(program, tmp_path, "model")
+    loaded = Loaded(None, artifact, target.open(artifact))  # type: ignore[arg-type]  # no bundle is needed
+    one, other = (torch.randn(64, 80, generator=torch.Generator().manual_seed(seed)).numpy() for seed in (0, 1))
+    alone = recognize.answer(loaded.session, artifact, "stream_160ms", one)
+    first, second = (recognize.Stream(loaded.session_of("stream_160ms"), artifact, "stream_160ms") for _ in range(2))
+    together = []
+    for start in range(0, 64, 16):
+        together.append(first.accept(one[start : start + 16]))
+        second.accept(other[start : start + 16])
+    assert np.array_equal(np.concatenate(together), alone)
 
 
 def test_asking_what_is_missing_imports_no_runtime(name: str) -> None:

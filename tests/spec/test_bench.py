@@ -1,8 +1,12 @@
 """Timing: every contender in every round, ratios of pairs."""
 
 import pytest
+import torch
 
-from edgefuse.bench import Routine, Samples, interleave
+from edgefuse.bench import Routine, Row, Samples, interleave
+from edgefuse.bench.plain import plain_entry
+from edgefuse.checkpoint import encoder_of
+from edgefuse.lower.graph import StreamingGraph
 
 
 def test_every_contender_is_measured_once_in_every_round_after_the_warm_up():
@@ -31,3 +35,23 @@ def test_quartiles_enclose_the_ratio():
     samples = Samples({"a": tuple(range(10, 30)), "b": (10,) * 20})
     low, high = samples.ratio_quartiles("a", to="b")
     assert low < samples.ratio("a", to="b") < high
+
+
+def test_the_usual_layout_answers_as_the_best_one_does(conformer):
+    encoder = encoder_of(conformer)
+    best, usual = StreamingGraph(encoder, 4, 6).eval(), plain_entry(encoder, 4, 6, "stream")
+    after = [torch.zeros(spec.shape) for spec in usual.inputs[2:]]
+    keys, values, inputs = torch.zeros(1, 6, 16), torch.zeros(1, 6, 16), torch.zeros(1, 4, 16)
+    wanted_after = [*after[:2], *(keys, values, inputs) * 2]  # of two layers
+    for frames in (4, 4, 4, 3):
+        features = torch.randn(1, 16, 80)
+        wanted, *wanted_after = best(features, torch.tensor([float(frames)]), *wanted_after)
+        given, *after = usual.graph(features, torch.tensor([float(frames)]), *after)
+        torch.testing.assert_close(given[:, :frames], wanted[:, :frames], rtol=1e-4, atol=1e-4)
+
+
+def test_a_bar_is_a_most_or_a_least():
+    assert Row("tflite", streaming=True, name="a", to="b", bar=0.9).kept(0.9)
+    assert not Row("tflite", streaming=True, name="a", to="b", bar=0.9).kept(0.91)
+    assert Row("tflite", streaming=True, name="a", to="b", bar=0.7, least=True).kept(0.7)
+    assert not Row("tflite", streaming=True, name="a", to="b", bar=0.7, least=True).kept(0.69)

@@ -12,6 +12,7 @@ from edgefuse.model import Encoder
 from edgefuse.model.cost import cost
 from edgefuse.packages import Need, needs, repair
 from tests.conftest import a_config
+from tests.spec.conftest import FUSIONFORMER
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -88,6 +89,19 @@ def test_export_prints_a_row_for_each_artifact_and_tells_its_steps_elsewhere(cap
     assert told["artifacts"][0]["modes"]["offline"]["p50_ms"] > 0
 
 
+def test_export_says_what_a_stream_takes_after_rounding_to_whole_frames(capsys, whole_checkpoint, speech, tmp_path):
+    wanted = ("--chunk-ms", "150", "--left-context-ms", "310")
+    table = printed(capsys, "export", whole_checkpoint, "-t", "reference", *wanted, "--speech", speech, "-o", tmp_path / "out")
+    assert "stream_160ms: chunks of 160 ms, after up to 320 ms of past, without look-ahead; its caches go in and out" in table
+
+
+def test_soak_prints_what_a_long_utterance_does(capsys, both, speech):
+    artifact = both.exports[0].artifact.path
+    table = printed(capsys, "soak", artifact, "--checkpoint", FUSIONFORMER, "--minutes", "2", "--speech", speech)
+    for word in ("values that are not finite", "SNR, last minute", "at most 1 dB less", "memory"):
+        assert word in table
+
+
 def test_verify_prints_every_check(capsys, whole_bundle, speech):
     table = printed(capsys, "verify", whole_bundle, "--speech", speech)
     for word in ("normalizations", "parity", "padding", "tokens", "WER", "within 0.1 points", "passed"):
@@ -104,6 +118,25 @@ def test_transcribe_reads_any_recording_that_fits_and_names_it_when_there_are_se
     told = parsed(capsys, "transcribe", whole_bundle, *recordings)
     assert [each["path"] for each in told] == [str(path) for path in recordings]
     assert told[0]["text"] == one.strip()
+
+
+def test_evaluate_prints_the_error_rate_of_a_test_set_with_hotwords_and_without(capsys, both, speech, tmp_path):
+    from edgefuse.speech import read_speech
+
+    artifact, texts = both.exports[0].artifact.path, [each.text for each in read_speech(speech).utterances]
+    plain = parsed(capsys, "evaluate", artifact, "--speech", speech)
+    assert [(each["set"], each["errors"]["words"]) for each in plain] == [("unseen", len(" ".join(texts).split()))]
+    (tmp_path / "words.txt").write_text(f"{texts[0]}\t2\n")
+    without, boosted = parsed(capsys, "evaluate", artifact, "--speech", speech, "--hotwords", tmp_path / "words.txt")
+    assert (without["hotwords"], boosted["hotwords"]) == (0, 1)
+    assert boosted["on_hotwords"]["words"] == len(texts[0].split())
+    assert boosted["on_hotwords"]["wer_percent"] < without["on_hotwords"]["wer_percent"]
+    assert boosted["errors"]["words"] == boosted["on_hotwords"]["words"] + boosted["on_other_words"]["words"]
+    table = printed(capsys, "evaluate", artifact, "--speech", speech, "--hotwords", tmp_path / "words.txt", "--set", "unseen")
+    assert "beam 8, 1 hotwords" in table
+    live = parsed(capsys, "evaluate", artifact, "--speech", speech, "--stream")
+    assert live[0]["errors"]["words"] == plain[0]["errors"]["words"]
+    assert live != plain  # chunks hear less
 
 
 def test_targets_lists_the_shelf(capsys):

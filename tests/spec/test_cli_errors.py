@@ -136,6 +136,11 @@ COMMANDS = {
     "length_too_short_for_the_speech": [
         *["export", "HERE/checkpoint", "-t", "reference", "--seconds", "0.08", "--speech", "HERE/speech", "-o", "HERE/new"]
     ],
+    "state_without_a_stream": ["export", "HERE/checkpoint", "-t", "reference", "--state", "held", "-o", "HERE/new"],
+    "state_that_a_target_cannot_hold": [
+        *("export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "640", "--left-context-ms", "1280", "--state", "held"),
+        *("-o", "HERE/new"),
+    ],
     "no_chunk": ["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "0", "-o", "HERE/new"],
     "no_left_context": [
         *["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "640", "--left-context-ms", "-1", "-o", "HERE/new"]
@@ -149,6 +154,21 @@ COMMANDS = {
     "target_not_in_the_bundle": ["verify", "HERE/bundle", "-t", "coreml"],
     "no_artifact": ["transcribe", "HERE/bundle/model.pte", "HERE/hello.wav"],
     "a_file_that_is_no_artifact": ["transcribe", "HERE/bundle/tokens.txt", "HERE/hello.wav"],
+    "no_recording": ["transcribe", "HERE/bundle"],
+    "recording_and_microphone": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--microphone"],
+    "endpoints_without_a_stream": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--endpoint-silence-ms", "800"],
+    "endpoints_after_no_silence": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--stream", "--endpoint-silence-ms", "0"],
+    "no_beam": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--beam", "0"],
+    "hotwords_without_a_beam": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--beam", "1", "--hotwords", "HERE/rooms.txt"],
+    "hotwords_missing": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/names.txt"],
+    "hotwords_empty": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/empty.txt"],
+    "hotwords_not_text": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/weights.pt"],
+    "hotwords_a_folder": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/diary"],
+    "hotwords_with_a_weight_that_is_no_number": [*["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/much.txt"]],
+    "hotwords_that_no_token_spells": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/diary/entry.txt"],
+    "evaluate_without_speech": ["evaluate", "HERE/bundle", "--speech", "HERE/diary"],
+    "evaluate_another_set": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--set", "heard"],
+    "evaluate_a_stream_that_is_none": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--stream"],
     "no_weights_to_convert": ["convert", "HERE/no.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"],
     "no_config_to_convert_with": [
         *["convert", "HERE/weights.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"]
@@ -176,6 +196,9 @@ def here(checkpoint_folder, bundle_folder, speech, tmp_path):
     (tmp_path / "diary").mkdir()
     (tmp_path / "diary" / "entry.txt").write_text("Dear diary\n")
     shutil.copytree(speech, tmp_path / "speech")
+    (tmp_path / "rooms.txt").write_text("kitchen\nliving room\t0.8\n")
+    (tmp_path / "much.txt").write_text("kitchen\nanna\tmuch\n")
+    (tmp_path / "empty.txt").write_text("\n")
     torch.save({"ctc.weight": torch.zeros(2, 2)}, tmp_path / "bare.pt")
     torch.save({"frontend.mean": torch.zeros(80), "frontend.istd": torch.ones(80)}, tmp_path / "weights.pt")
     torch.save({"weights": Opener()}, tmp_path / "code.pt")

@@ -82,6 +82,18 @@ def set_values(share: float, where: float, value: float, *, every: bool) -> Muta
     return tensor_mutation(share, change)
 
 
+def set_variance(share: float, value: float) -> Mutation:
+    """A running variance, of one norm, that no training leaves; by chance alone hardly any mutation would meet one."""
+
+    def mutate(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        variances = [name for name in sorted(tensors) if name.endswith("running_var")]
+        name = variances[int(share * len(variances))]
+        save_file({**tensors, name: torch.full_like(tensors[name], value)}, folder / WEIGHTS)
+
+    return mutate
+
+
 def cast(share: float, dtype: torch.dtype) -> Mutation:
     return tensor_mutation(share, lambda tensor: tensor.to(dtype))
 
@@ -220,6 +232,7 @@ MUTATIONS = st.one_of(
     st.builds(drop_field, st.sampled_from(list(FIELDS))),
     st.builds(change_lines, SHARES, st.one_of(st.none(), st.text(max_size=5), st.sampled_from(["<blk>", "a", "\ud800"]))),
     st.builds(set_values, SHARES, SHARES, NUMBERS, every=st.booleans()),
+    st.builds(set_variance, SHARES, NUMBERS),
     st.builds(cast, SHARES, DTYPES),
     st.builds(reshape, SHARES, st.sampled_from(["flat", "one less", "one more axis", "turned", "empty", "a number"])),
     st.builds(rename, SHARES, NAMES),

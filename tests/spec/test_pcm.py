@@ -149,9 +149,32 @@ def test_an_utterance_of_any_length_is_heard_to_its_last_whole_frame_and_leaves_
         assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
-def test_only_the_first_piece_of_an_utterance_is_longer(opened):
+def test_the_first_piece_of_an_utterance_is_longer_and_nothing_comes_behind_a_short_one(opened):
     session, artifact = opened
     stream = Stream(session, artifact, "stream_160ms")
-    assert stream.takes == 240 + 2560
-    stream.accept(speech(1.0)[: stream.takes].numpy())
-    assert stream.takes == 2560
+    assert (stream.takes, stream.has) == (240 + 2560, 0)
+    assert len(stream.accept(speech(1.0)[: stream.takes].numpy())) == 4
+    assert (stream.takes, stream.has) == (2560, 240)
+    with pytest.raises(UsageError, match=r"takes samples up to \(2560,\), not \(2561,\)"):
+        stream.accept(speech(1.0)[:2561].numpy())
+    assert len(stream.accept(speech(1.0)[:1000].numpy())) == 1
+    with pytest.raises(UsageError, match="has ended"):
+        stream.accept(speech(1.0)[:2560].numpy())
+
+
+class Broken:
+    how = "run on this host"
+
+    def run(self, _entry, _inputs):
+        raise UsageError("The line is cut.")
+
+
+def test_a_first_piece_that_was_not_answered_leaves_the_utterance_as_it_was(opened):
+    session, artifact = opened
+    first, second = speech(1.0)[:2800].numpy(), speech(1.0)[2800:5360].numpy()
+    stream = Stream(Broken(), artifact, "stream_160ms")
+    with pytest.raises(UsageError, match="line is cut"):
+        stream.accept(first)
+    stream._session = session
+    wanted = answer(session, artifact, "stream_160ms", speech(1.0)[:5360].numpy())
+    assert np.array_equal(np.concatenate([stream.accept(first), stream.accept(second)]), wanted)

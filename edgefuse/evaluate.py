@@ -1,0 +1,118 @@
+"""Word error rates of an artifact on speech, with and without hotwords."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgefuse.decode.search import Decoding, begin
+from edgefuse.decode.tokens import Tokens
+from edgefuse.errors import UsageError
+from edgefuse.foreign import in_words
+from edgefuse.listen import load
+from edgefuse.recognize import FRAME_SECONDS, Heard, answer, encoder_frames, entry_for, hear, heard_in, streaming_entry, taken
+from edgefuse.speech import MANIFEST, read_speech
+from edgefuse.verify.wer import WordErrors, count_word_errors, split_word_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgefuse.bundle import Frontend
+    from edgefuse.recognizer import Loaded
+
+TRAINING = "train"  # the set of a corpus that is not for evaluation
+CUTS = ".cuts.jsonl.gz"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One test set, searched in one way.
+
+    Attributes:
+        subset: the test set.
+        decoding: how it was searched.
+        errors: on all words.
+        hotwords: on the words of the hotwords, and on all others; None where there are no hotwords.
+        false_hotwords: how often such a word was heard where another was said, or none.
+    """
+
+    subset: str
+    decoding: Decoding
+    errors: WordErrors
+    hotwords: tuple[WordErrors, WordErrors] | None
+    false_hotwords: int
+
+
+def evaluate(
+    path: Path,
+    speech: Path,
+    decoding: Decoding,
+    *,
+    sets: Sequence[str],
+    live: bool,
+    tell: Callable[[str], AbstractContextManager[None]],
+) -> tuple[Evaluation, ...]:
+    """Transcribe test sets with one artifact, `live` in chunks; with hotwords each set twice, first without them.
+
+    `speech` is a folder with a manifest, or a corpus; without `sets`, all that it has (of a corpus, not what trains).
+    """
+    loaded = load(path)
+    begin(decoding, Tokens(loaded.bundle.tokens))  # a hotword that cannot be spelled is told before the work
+    found: list[Evaluation] = []
+    for name in _names(speech, sets):
+        with tell(f"Listening to {name}"), in_words(loaded.artifact.target, "could not run its artifact"):
+            heard = _read(speech, name, loaded.bundle.frontend)
+            logits = [_logits(loaded, each, live=live) for each in heard]
+        texts = [each.text for each in heard]
+        ways = (replace(decoding, hotwords={}), decoding) if decoding.hotwords else (decoding,)
+        found += (_evaluate(name, texts, logits, way, Tokens(loaded.bundle.tokens), decoding.hotwords) for way in ways)
+    return tuple(found)
+
+
+def _evaluate(
+    name: str,
+    references: Sequence[str],
+    logits: Iterable[NDArray[np.float32]],
+    decoding: Decoding,
+    tokens: Tokens,
+    hotwords: Iterable[str],
+) -> Evaluation:
+    search = begin(decoding, tokens)
+    texts = [tokens.decode(search.accept(each).best.ids) for each in logits]
+    words = {word for phrase in hotwords for word in phrase.split()}
+    inside, outside, false = split_word_errors(references, texts, words)
+    return Evaluation(name, decoding, count_word_errors(references, texts), (inside, outside) if words else None, false)
+
+
+def _logits(loaded: Loaded, heard: Heard, *, live: bool) -> NDArray[np.float32]:
+    frames, seconds = encoder_frames(heard.features), len(heard.features) * FRAME_SECONDS
+    artifact = loaded.artifact
+    entry = streaming_entry(artifact) if live else entry_for(artifact, Path(heard.identity), frames, seconds)
+    return answer(loaded.session, artifact, entry, taken(heard, artifact.inputs[entry]))
+
+
+def _names(speech: Path, sets: Sequence[str]) -> tuple[str, ...]:
+    corpus = sorted(path.name.removesuffix(CUTS) for path in speech.glob(f"*{CUTS}"))
+    if (speech / MANIFEST).is_file() or not corpus:
+        held = tuple(dict.fromkeys(each.subset for each in read_speech(speech).utterances))
+    else:
+        held = tuple(name for name in corpus if name != TRAINING or name in sets)
+    if unknown := [name for name in sets if name not in held]:
+        raise UsageError(f"{speech} has no set {unknown[0]!r}.", hint=f"It has: {', '.join(held)}")
+    return tuple(sets) or held
+
+
+def _read(speech: Path, name: str, frontend: Frontend) -> tuple[Heard, ...]:
+    if (speech / MANIFEST).is_file():
+        test_set = read_speech(speech)
+        return hear(replace(test_set, utterances=tuple(each for each in test_set.utterances if each.subset == name)), frontend)
+    from edgefuse.train.features import read_cuts
+
+    return tuple(
+        heard_in(Path(cut.recording.sources[0].source), frontend, cut.id, cut.supervisions[0].text)
+        for cut in read_cuts(speech, name)
+    )
