@@ -14,14 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 from edgefuse.frontend.log_mel import FrontendSpec
 from edgefuse.model.config import EncoderConfig
-from edgefuse.values import PRECISIONS, Artifact, Check, Precision, Refusal, Streaming, Structure, TensorSpec, Verdict
+from edgefuse.values import (
+    INPUTS,
+    PRECISIONS,
+    Artifact,
+    Check,
+    Input,
+    Precision,
+    Refusal,
+    Streaming,
+    Structure,
+    TensorSpec,
+    Verdict,
+)
 from edgefuse.verify.wer import WordErrors
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +59,14 @@ class Golden:
         identity: of the utterance in the test set, or "full_" and an entry, for speech that fills it to its last frame (where
             it streams: its caches too, and half of the last chunk).
         text: what is said, "" where several utterances were joined.
-        features: (T, mel_bins) float32, normalized.
+        samples: (N,) float32 in [-1, 1], at 16 kHz.
+        features: (T, mel_bins) float32, normalized; those of the samples.
         logits: (T // 4, vocabulary_size) float64, of the folded model, without any padding.
     """
 
     identity: str
     text: str
+    samples: NDArray[np.float32]
     features: NDArray[np.float32]
     logits: NDArray[np.float64]
 
@@ -84,6 +98,8 @@ class Findings:
         agreeing_frames: frames of the test set whose best token is the reference's.
         frames: all of them.
         errors: word errors of the artifact on the test set.
+        features_snr_db: the features that an artifact made of the golden samples against those of kaldi-native-fbank, both
+            normalized; the worst. None where features are what it hears.
     """
 
     snr_db: float
@@ -91,6 +107,7 @@ class Findings:
     agreeing_frames: int
     frames: int
     errors: WordErrors
+    features_snr_db: float | None = None
 
     @property
     def agreement_percent(self) -> float:
@@ -121,6 +138,7 @@ class Bundle:
         checkpoint: digest of the checkpoint.
         folded: digest of the folded model.
         precision: of every artifact in it.
+        hears: what every artifact in it hears: features, or samples, the front end being inside then.
         frontend: from samples to features.
         folds: how many sites were folded.
         refusals: the sites that were not, and why.
@@ -137,6 +155,7 @@ class Bundle:
     checkpoint: str
     folded: str
     precision: Precision
+    hears: Input
     frontend: Frontend
     folds: int
     refusals: tuple[Refusal, ...]
@@ -163,6 +182,7 @@ def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str,
             "artifacts": {export.artifact.target: export.digest for export in bundle.exports},
         },
         "precision": bundle.precision,
+        "input": bundle.hears,
         "frontend": {
             "formula": "features = (log_mel(samples) - mean) * istd",
             **dataclasses.asdict(bundle.frontend.spec),
@@ -198,6 +218,7 @@ def from_json(folder: Path, fields: Mapping[str, Any], tokens: tuple[str, ...], 
         checkpoint=fields["lineage"]["checkpoint"],
         folded=fields["lineage"]["folded"],
         precision=_precision(fields["precision"]),
+        hears=INPUTS[INPUTS.index(fields["input"])],  # a ValueError for any other word
         frontend=Frontend(FrontendSpec(**frontend), tuple(fields["frontend"]["mean"]), tuple(fields["frontend"]["istd"])),
         folds=fields["plan"]["folded_sites"],
         refusals=tuple(Refusal(**refusal) for refusal in fields["plan"]["refusals"]),
@@ -246,6 +267,7 @@ def _entry_to_json(artifact: Artifact, name: str) -> dict[str, Any]:
         "chunk_frames": how.chunk,
         "left_context_frames": how.left,
         "look_ahead_frames": 0,
+        "overlap_samples": how.overlap,
         "states": dict(how.states),
         "held": list(how.held),
     }
@@ -282,7 +304,13 @@ def _specs(specs: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
 
 
 def _streaming(fields: Mapping[str, Any]) -> Streaming:
-    return Streaming(fields["chunk_frames"], fields["left_context_frames"], fields["states"], tuple(fields["held"]))
+    return Streaming(
+        chunk=fields["chunk_frames"],
+        left=fields["left_context_frames"],
+        states=fields["states"],
+        held=tuple(fields["held"]),
+        overlap=fields["overlap_samples"],
+    )
 
 
 def _precision(name: str) -> Precision:

@@ -15,14 +15,14 @@ import click
 from edgefuse import __version__
 from edgefuse.atomic import FORBIDDEN, FULL
 from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, NotWritable, UsageError
-from edgefuse.values import PRECISIONS
+from edgefuse.values import INPUTS, PRECISIONS
 
 if TYPE_CHECKING:
     from edgefuse.decode.spelling import Said
     from edgefuse.lower import Chunks
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
-    from edgefuse.values import Precision
+    from edgefuse.values import Input, Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
 REFERENCE = "reference"  # the target without a runtime: for tests, not one of --all
@@ -128,6 +128,9 @@ def fold(
     show_default=True,
     help="Where a stream's caches are: inputs and outputs, or inside the artifact.",
 )
+@click.option(
+    "--input", "hears", type=click.Choice(INPUTS), default="features", show_default=True, help="pcm: samples, the log-mel inside."
+)
 @output_options
 @click.option("--speech", type=PATH, help="Verify on this folder of speech instead of the shipped one.")
 @click.option("--baseline", type=PATH, metavar="CHECKPOINT", help="Time this checkpoint in turns with it; it is not kept.")
@@ -142,6 +145,7 @@ def export(
     chunk_ms: float | None,
     left_context_ms: float,
     state: str,
+    hears: Input,
     output: Path,
     overwrite: bool,
     speech: Path | None,
@@ -155,7 +159,7 @@ def export(
     from edgefuse.report import rows, terminal
 
     shapes = _shapes(seconds, chunk_ms, left_context_ms, held=state == "held")
-    order = Order(chosen, precision, *shapes, speech, baseline)
+    order = Order(chosen, precision, *shapes, hears, speech, baseline)
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))

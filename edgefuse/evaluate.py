@@ -13,7 +13,7 @@ from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import UsageError
 from edgefuse.foreign import in_words
 from edgefuse.listen import load
-from edgefuse.recognize import FRAME_SECONDS, Heard, answer, encoder_frames, entry_for, features_of, hear, streaming_entry
+from edgefuse.recognize import FRAME_SECONDS, Heard, answer, encoder_frames, entry_for, hear, heard_in, streaming_entry, taken
 from edgefuse.speech import MANIFEST, read_speech
 from edgefuse.verify.wer import WordErrors, count_word_errors, split_word_errors
 
@@ -92,7 +92,7 @@ def _logits(loaded: Loaded, heard: Heard, *, live: bool) -> NDArray[np.float32]:
     frames, seconds = encoder_frames(heard.features), len(heard.features) * FRAME_SECONDS
     artifact = loaded.artifact
     entry = streaming_entry(artifact) if live else entry_for(artifact, Path(heard.identity), frames, seconds)
-    return answer(loaded.session, artifact, entry, heard.features)
+    return answer(loaded.session, artifact, entry, taken(heard, artifact.inputs[entry]))
 
 
 def _names(speech: Path, sets: Sequence[str]) -> tuple[str, ...]:
@@ -113,6 +113,6 @@ def _read(speech: Path, name: str, frontend: Frontend) -> tuple[Heard, ...]:
     from edgefuse.train.features import read_cuts
 
     return tuple(
-        Heard(cut.id, cut.supervisions[0].text, features_of(Path(cut.recording.sources[0].source), frontend)[0])
+        heard_in(Path(cut.recording.sources[0].source), frontend, cut.id, cut.supervisions[0].text)
         for cut in read_cuts(speech, name)
     )

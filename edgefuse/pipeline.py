@@ -24,7 +24,7 @@ from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.refold import fold_exactly
 from edgefuse.speech import read_speech, shipped
 from edgefuse.target import Target, find
-from edgefuse.values import Artifact, Fold, FoldedModel, Precision, Program, Refusal
+from edgefuse.values import Artifact, Fold, FoldedModel, Input, Precision, Program, Refusal
 from edgefuse.verify.examine import examine
 from edgefuse.verify.gate import judge
 from edgefuse.verify.reference import refer
@@ -50,6 +50,7 @@ class Order:
         precision: of every artifact.
         seconds: longest utterances, one entry each.
         chunks: streaming entries.
+        hears: what the artifacts hear: features, or samples, the front end being inside then.
         speech: the folder of the test set; the shipped one by default.
         baseline: another checkpoint, say the LayerNorm Conformer that this one replaces: it is exported to the same targets,
             timed in turns with them, and not kept.
@@ -59,6 +60,7 @@ class Order:
     precision: Precision = "fp32"
     seconds: tuple[float, ...] = SECONDS
     chunks: tuple[Chunks, ...] = ()
+    hears: Input = "features"
     speech: Path | None = None
     baseline: Path | None = None
 
@@ -91,7 +93,7 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
     with tell("Listening to the test set in PyTorch"):
         test_set = read_speech(order.speech or shipped())
         heard = hear(test_set, frontend)
-        references = {mode.name: refer(checkpoint, folded, heard, mode) for mode in program.modes}
+        references = {mode.name: refer(checkpoint, folded, frontend, heard, mode) for mode in program.modes}
     with store.new_bundle(output, overwrite=overwrite) as draft:
         bundle = Bundle(
             folder=draft,
@@ -100,6 +102,7 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
             checkpoint=folded.parent,
             folded=folded.digest,
             precision=order.precision,
+            hears=order.hears,
             frontend=frontend,
             folds=sum(isinstance(site, Fold) for site in folded.plan),
             refusals=tuple(site for site in folded.plan if isinstance(site, Refusal)),
@@ -152,11 +155,12 @@ def soak(path: Path, folder: Path, minutes: int, *, speech: Path | None = None, 
     heard = hear(read_speech(speech or shipped()), loaded.bundle.frontend)
     exact = checkpoints.encoder_of(folded.checkpoint, torch.float64)
     with tell(f"Speaking for {minutes} minutes"), in_words(loaded.artifact.target, "could not run its artifact"):
-        return loaded.artifact, soak_session(loaded.session, loaded.artifact, exact, heard, minutes)
+        frontend = loaded.bundle.frontend
+        return loaded.artifact, soak_session(loaded.session, loaded.artifact, exact, frontend, heard, minutes)
 
 
 def _lower(folded: FoldedModel, order: Order) -> Program:
-    return lower(folded, order.seconds, order.precision, order.chunks)
+    return lower(folded, order.seconds, order.precision, order.chunks, order.hears)
 
 
 def _require_honoured(program: Program, shelf: Mapping[str, Target]) -> None:
@@ -178,10 +182,7 @@ def _verify(bundle: Bundle, artifacts: Sequence[Artifact], heard: Sequence[Heard
         with tell(f"Verifying {artifact.path.name}"), in_words(name, "could not run its artifact"):
             session = target.open(artifact)
             structure = target.structure(artifact)
-            findings = {
-                mode.name: examine(session, artifact, mode, bundle.references[mode.name], heard, bundle.tokens)
-                for mode in artifact.modes
-            }
+            findings = {mode.name: examine(session, artifact, mode, bundle, heard) for mode in artifact.modes}
         digest = store.digest_of(artifact.path)
         verdict = judge(
             structure,
@@ -190,6 +191,7 @@ def _verify(bundle: Bundle, artifacts: Sequence[Artifact], heard: Sequence[Heard
             target=name,
             how=session.how,
             precision=bundle.precision,
+            hears=bundle.hears,
             norm_free=not bundle.refusals,
             digest=digest,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from edgefuse.bundle import Bundle, Frontend
+from edgefuse.bundle import Bundle, Frontend, Golden
 from edgefuse.decode.search import Decoding, begin
 from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import AudioTooLong, UsageError
 from edgefuse.frontend.audio import read_audio
+from edgefuse.frontend.intake import FEATURES, OVERLAP, SAMPLES, intake_of
 from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
 from edgefuse.model.config import SUBSAMPLING
 from edgefuse.speech import TestSet
@@ -33,10 +36,11 @@ FRAME_SECONDS = 0.01  # one feature frame
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An utterance as the encoder gets it: features (T, mel_bins), float32, normalized."""
+    """An utterance: samples (N,) in [-1, 1], and features (T, mel_bins) as the encoder gets them, normalized; float32."""
 
     identity: str
     text: str
+    samples: NDArray[np.float32]
     features: NDArray[np.float32]
 
 
@@ -72,17 +76,26 @@ def frontend_of(checkpoint: Checkpoint) -> Frontend:
     return Frontend(spec, tuple(mean), tuple(istd))
 
 
-def features_of(path: Path, frontend: Frontend) -> tuple[NDArray[np.float32], float]:
-    """Normalized features (T, mel_bins) of a recording, and its seconds; an `AudioError` says what is wrong with it."""
+def features_of(samples: Tensor, frontend: Frontend) -> NDArray[np.float32]:
+    """Normalized features (T, mel_bins) of samples (N,), computed in the precision of the samples."""
+    mean, istd = (torch.tensor(each, dtype=samples.dtype) for each in (frontend.mean, frontend.istd))
+    return np.asarray(normalize(log_mel(samples, frontend.spec), mean, istd).float().numpy())
+
+
+def heard_in(path: Path, frontend: Frontend, identity: str = "", text: str = "") -> Heard:
+    """A recording; its features are computed in float64. An `AudioError` says what is wrong with it."""
     samples = read_audio(path)
-    mean, istd = torch.tensor(frontend.mean), torch.tensor(frontend.istd)
-    features = normalize(log_mel(samples, frontend.spec), mean, istd)
-    return features.numpy(), samples.numel() / frontend.spec.sample_rate_hz
+    return Heard(identity, text, samples.numpy(), features_of(samples.double(), frontend))
 
 
 def hear(speech: TestSet, frontend: Frontend) -> tuple[Heard, ...]:
     """Every utterance of a test set."""
-    return tuple(Heard(u.identity, u.text, features_of(u.path, frontend)[0]) for u in speech.utterances)
+    return tuple(heard_in(u.path, frontend, u.identity, u.text) for u in speech.utterances)
+
+
+def taken(utterance: Heard | Golden, specs: Sequence[TensorSpec]) -> NDArray[np.float32]:
+    """What an entry hears of an utterance: its samples (N,), or its features (T, mel_bins)."""
+    return utterance.samples if intake_of(specs) is SAMPLES else utterance.features
 
 
 def fit(heard: Sequence[Heard], mode: Mode) -> tuple[Heard, ...]:
@@ -92,12 +105,12 @@ def fit(heard: Sequence[Heard], mode: Mode) -> tuple[Heard, ...]:
 
 def encoder_frames(features: NDArray[np.float32]) -> int:
     """How many frames of 40 ms the encoder makes of features (T, mel_bins)."""
-    return len(features) // SUBSAMPLING
+    return FEATURES.frames(len(features))
 
 
 def capacity(specs: Sequence[TensorSpec]) -> int:
     """How many encoder frames an entry takes."""
-    return specs[0].shape[1] // SUBSAMPLING
+    return specs[0].shape[1] // intake_of(specs).per_frame
 
 
 def longest(inputs: Inputs) -> int:
@@ -112,13 +125,19 @@ def fitting(inputs: Inputs, frames: int) -> str | None:
 
 
 def answer(
-    session: Session, artifact: Artifact, entry: str, features: NDArray[np.float32], padding: NDArray[np.float32] | None = None
+    session: Session, artifact: Artifact, entry: str, heard: NDArray[np.float32], padding: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Logits (T // 4, vocabulary_size) of features (T, mel_bins); what stands behind their end is `padding`, or zeros."""
+    """Logits (T, vocabulary_size) of what an entry hears of an utterance; what stands behind its end is `padding`, or zeros."""
+    return answers(session, artifact, entry, heard, padding)[artifact.outputs[entry][0].name]
+
+
+def answers(
+    session: Session, artifact: Artifact, entry: str, heard: NDArray[np.float32], padding: NDArray[np.float32] | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """Everything that an entry says of an utterance, by the names of its outputs, its caches left out."""
     stream = Stream(session, artifact, entry)
-    hop = stream.frames * SUBSAMPLING
-    whole = encoder_frames(features) * SUBSAMPLING
-    return np.concatenate([stream.accept(features[start : min(start + hop, whole)], padding) for start in range(0, whole, hop)])
+    pieces = [stream.run(piece, padding) for piece in stream.pieces(heard)]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 class Stream:
@@ -128,32 +147,63 @@ class Stream:
         """Begin an utterance; sessions are shared, streams are not."""
         self._session, self._entry = session, entry
         streaming = artifact.streaming.get(entry)
-        self._features, self._length, *states = artifact.inputs[entry]
-        self._logits = artifact.outputs[entry][0].name
+        self._heard, self._length, *states = artifact.inputs[entry]
+        self._intake = intake_of(artifact.inputs[entry])
         self._renewed = streaming.states if streaming else {}
+        self._answers = [spec for spec in artifact.outputs[entry] if spec.name not in self._renewed.values()]
         self._states = {spec.name: np.zeros(spec.shape, np.float32) for spec in states}
+        self._lead = self._intake.lead  # what an utterance has before its first encoder frame, until that has come
         self._ended = False
         self.frames = capacity(artifact.inputs[entry])
 
-    def accept(self, features: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Logits (T // 4, vocabulary_size) of the next features (T, mel_bins); fewer than `frames` end the utterance.
+    @property
+    def takes(self) -> int:
+        """How many features, or samples, fill the next piece; the first may be longer than the others."""
+        return self._lead + self.frames * self._intake.per_frame
+
+    @property
+    def has(self) -> int:
+        """How many of the samples of the next encoder frame it has in a cache already."""
+        return self._intake.lead - self._lead
+
+    def pieces(self, heard: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """A whole utterance cut for `run`; the last piece may be short, or empty."""
+        starts = [0, *range(self.takes, len(heard), self.frames * self._intake.per_frame), len(heard)]
+        return [heard[start:end] for start, end in itertools.pairwise(starts)]
+
+    def accept(self, heard: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Logits (T, vocabulary_size) of the next features (T', mel_bins) or samples (N,); fewer than it `takes` end it.
 
         Raises:
-            UsageError: more features than the entry takes at once, or features behind the end; the utterance is as it was.
+            UsageError: more than the entry takes at once, or something behind the end; the utterance is as it was.
         """
-        frames = encoder_frames(features)
-        if features.shape[1:] != self._features.shape[2:] or len(features) > self._features.shape[1]:
-            raise UsageError(f"{self._entry} takes features up to {self._features.shape[1:]}, not {features.shape}.")
+        return self.run(heard, padding)[self._answers[0].name]
+
+    def run(self, heard: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
+        """The same with every output, by name: (T, ...) of logits, (4 T, ...) of features."""
+        frames = max(0, len(heard) - self._lead) // self._intake.per_frame
+        if heard.shape[1:] != self._heard.shape[2:] or len(heard) > self.takes:
+            most = (self.takes, *self._heard.shape[2:])
+            raise UsageError(f"{self._entry} takes {self._heard.name} up to {most}, not {heard.shape}.")
+        if frames == 0:
+            return {spec.name: np.zeros((0, *spec.shape[2:]), np.float32) for spec in self._answers}
         if self._ended:
             raise UsageError("The utterance has ended: its last chunk was not full.", hint="Begin the next one.")
-        padded = np.zeros(self._features.shape, np.float32) if padding is None else padding.reshape(self._features.shape).copy()
-        padded[0, : len(features)] = features
-        length = np.full(self._length.shape, frames, np.float32)
-        given = {self._features.name: padded, self._length.name: length, **self._states}
-        outputs = self._session.run(self._entry, given)
+        states, piece = self._begun(heard)
+        given = np.zeros(self._heard.shape, np.float32) if padding is None else padding.reshape(self._heard.shape).copy()
+        given[0, : len(piece)] = piece
+        length = np.full(self._length.shape, len(piece) // self._intake.per_length, np.float32)
+        outputs = self._session.run(self._entry, {self._heard.name: given, self._length.name: length, **states})
+        self._lead = 0 if OVERLAP in states else self._lead
         self._ended = frames < self.frames
         self._states = {name: np.array(outputs[renewed]) for name, renewed in self._renewed.items()}
-        return np.array(outputs[self._logits])[0, :frames]
+        return {spec.name: np.array(outputs[spec.name])[0, : frames * (spec.shape[1] // self.frames)] for spec in self._answers}
+
+    def _begun(self, heard: NDArray[np.float32]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
+        """The caches and the piece: where there is an `overlap`, an utterance begins with its first samples there."""
+        if self._lead == 0 or OVERLAP not in self._states:
+            return self._states, heard
+        return {**self._states, OVERLAP: heard[None, : self._lead]}, heard[self._lead :]
 
 
 def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: Path, decoding: Decoding) -> Transcript:
@@ -165,9 +215,11 @@ def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: 
     """
     tokens = Tokens(bundle.tokens)
     search = begin(decoding, tokens)
-    features, seconds = features_of(recording, bundle.frontend)
-    entry = entry_for(artifact, recording, encoder_frames(features), seconds)
-    words = words_of(search.accept(answer(session, artifact, entry, features)).best, tokens)
+    heard = heard_in(recording, bundle.frontend)
+    seconds = len(heard.samples) / bundle.frontend.spec.sample_rate_hz
+    entry = entry_for(artifact, recording, encoder_frames(heard.features), seconds)
+    logits = answer(session, artifact, entry, taken(heard, artifact.inputs[entry]))
+    words = words_of(search.accept(logits).best, tokens)
     return Transcript(recording, seconds, (Said(words),) if words else ())
 
 

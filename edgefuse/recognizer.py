@@ -27,9 +27,9 @@ from edgefuse.decode.search import GREEDILY, Decoding, begin
 from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
-from edgefuse.frontend.log_mel import log_mel, normalize
+from edgefuse.frontend.intake import SAMPLES, intake_of
 from edgefuse.model.config import SUBSAMPLING
-from edgefuse.recognize import Stream, Transcript, streaming_entry
+from edgefuse.recognize import Stream, Transcript, features_of, streaming_entry
 from edgefuse.target import find
 
 if TYPE_CHECKING:
@@ -96,13 +96,14 @@ class Recognizer:
         self._tokens = Tokens(loaded.bundle.tokens)
         self._silent = begin(decoding, self._tokens)
         self._endpointing = endpointing
-        self._mean, self._istd = torch.tensor(loaded.bundle.frontend.mean), torch.tensor(loaded.bundle.frontend.istd)
+        self._intake = intake_of(loaded.artifact.inputs[self._entry])
         self.reset()
 
     def reset(self) -> None:
         """Forget all that was heard."""
-        self._samples = np.zeros(0, np.float32)
-        self._features = np.zeros((0, len(self._mean)), np.float32)
+        mel_bins = self._loaded.bundle.frontend.spec.mel_bins
+        self._samples = np.zeros(0, np.float32)  # of features that are not whole yet
+        self._heard = np.zeros(0 if self._intake is SAMPLES else (0, mel_bins), np.float32)  # from the next encoder frame on
         self._said: list[Said] = []
         self._finished = False
         self.latency_ns: list[int] = []
@@ -146,8 +147,8 @@ class Recognizer:
         self._require_unfinished()
         began = time.perf_counter_ns()
         self._hear(samples)
-        hop = self._stream.frames * SUBSAMPLING
-        while len(self._features) >= hop:
+        hop = self._intake.count(self._stream.frames)
+        while len(self._heard) >= hop:
             self._answer(hop)
             self.latency_ns.append(time.perf_counter_ns() - began)
             began = time.perf_counter_ns()
@@ -161,9 +162,9 @@ class Recognizer:
         """
         self._require_unfinished()
         self._finished = True
-        while whole := len(self._features) // SUBSAMPLING * SUBSAMPLING:
+        while frames := self._intake.frames(len(self._heard)):
             began = time.perf_counter_ns()
-            self._answer(whole)
+            self._answer(self._intake.count(frames))
             self.latency_ns.append(time.perf_counter_ns() - began)
         self._keep()
         return self.text
@@ -173,22 +174,25 @@ class Recognizer:
             raise UsageError("This recording is finished.", hint="Begin the next one with: recognizer.reset()")
 
     def _hear(self, samples: NDArray[np.float32]) -> None:
-        """Add the features of every frame that is whole by now."""
+        """Add the samples to what the entry hears next, or else the features of every frame that is whole by now."""
+        if self._intake is SAMPLES:
+            self._heard = np.concatenate((self._heard, samples))
+            return
         spec = self._loaded.bundle.frontend.spec
         self._samples = np.concatenate((self._samples, samples))
         frames = spec.frames(len(self._samples))
         if frames:
-            features = normalize(log_mel(torch.from_numpy(self._samples), spec), self._mean, self._istd)
-            self._features = np.concatenate((self._features, features.numpy()))
+            features = features_of(torch.from_numpy(self._samples), self._loaded.bundle.frontend)
+            self._heard = np.concatenate((self._heard, features))
             self._samples = self._samples[frames * spec.hop_samples :]
 
     def _answer(self, count: int) -> None:
-        """Take so many feature frames, or those before the end of the utterance: it ends where it ends, not with a chunk."""
-        logits = self._stream.accept(self._features[:count])
+        """Hear so many features or samples, or those before the end of the utterance: it ends where it ends, not with a chunk."""
+        logits = self._stream.accept(self._heard[self._stream.has : count])
         over = self._count(logits.argmax(axis=-1).tolist())
         taken = len(logits) if over is None else over
         self._search = self._search.accept(logits[:taken])
-        self._features = self._features[taken * SUBSAMPLING :]
+        self._heard = self._heard[taken * self._intake.per_frame :]
         if over is not None:
             self._keep()
             self._begin(self._first_frame + self._frames)

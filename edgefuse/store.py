@@ -84,6 +84,7 @@ def write_reference(folder: Path, reference: Reference) -> None:
     folder.mkdir(parents=True)
     for number, golden in enumerate(reference.goldens):
         tensors: dict[str, NDArray[Any]] = {
+            "samples": np.ascontiguousarray(golden.samples),
             "features": np.ascontiguousarray(golden.features),
             "length": np.array([golden.logits.shape[0]], dtype=np.float32),
             "logits": np.ascontiguousarray(golden.logits),
@@ -204,7 +205,7 @@ def _read_golden(path: Path) -> Golden:
     tensors = load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     said = json.loads(header["__metadata__"]["utterance"])
-    return Golden(said["id"], said["text"], tensors["features"], tensors["logits"])
+    return Golden(said["id"], said["text"], tensors["samples"], tensors["features"], tensors["logits"])
 
 
 def _names(folder: Path) -> list[str]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Input = Literal["features", "pcm"]  # what the entries of an artifact hear
+INPUTS: tuple[Input, ...] = ("features", "pcm")
 ENCODER_HOP_MS = 40  # one encoder frame
 OFFLINE = "offline"  # the mode of the entries that take whole utterances
 
@@ -102,12 +104,15 @@ class Streaming:
         left: encoder frames before the chunk that its attention sees.
         states: name of an input to the name of the output that holds it for the next chunk; an utterance begins with zeros.
         held: names of the caches that the artifact holds itself: it then serves one utterance at a time.
+        overlap: samples of the utterance that its `overlap` begins with instead, and behind which its chunks come; 0 where it
+            has none, because features are fed.
     """
 
     chunk: int
     left: int
     states: Mapping[str, str]
     held: tuple[str, ...] = ()
+    overlap: int = 0
 
     @property
     def chunk_ms(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgefuse.errors import UsageError
+from edgefuse.frontend.intake import intake_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,8 +43,8 @@ def contender(session: Session, artifact: Artifact, mode: Mode) -> Contender:
             f"{artifact.target} is evaluated here, not run: it has no latency.", hint="Time it on a device that has its runtime."
         )
     entry = next(iter(mode.inputs))
-    features, length, *caches = artifact.inputs[entry]  # its own: another artifact may have other caches
-    frames = artifact.outputs[entry][0].shape[1]
-    noise = np.random.default_rng(0).standard_normal(features.shape).astype(np.float32)
-    given = {features.name: noise, length.name: np.full(length.shape, frames, np.float32)}
+    heard, length, *caches = artifact.inputs[entry]  # its own: another artifact may have other caches
+    whole = heard.shape[1] // intake_of(artifact.inputs[entry]).per_length
+    noise = np.random.default_rng(0).standard_normal(heard.shape).astype(np.float32)
+    given = {heard.name: noise, length.name: np.full(length.shape, whole, np.float32)}
     return Contender(session, entry, given | {cache.name: np.zeros(cache.shape, np.float32) for cache in caches})

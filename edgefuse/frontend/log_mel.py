@@ -64,7 +64,7 @@ def log_mel(pcm: Tensor, spec: FrontendSpec = KALDI_80) -> Tensor:
     if pcm.numel() < spec.frame_samples:
         return pcm.new_zeros(0, spec.mel_bins)
     frames = (pcm * spec.amplitude_scale).unfold(0, spec.frame_samples, spec.hop_samples)
-    frames = _preemphasize(frames - frames.mean(dim=1, keepdim=True), spec.preemphasis)
+    frames = preemphasize(frames - frames.mean(dim=1, keepdim=True), spec.preemphasis)
     spectrum = torch.fft.rfft(frames * povey_window(spec.frame_samples, pcm.dtype), n=spec.fft_samples)
     power = spectrum.real.square() + spectrum.imag.square()
     energies: Tensor = power @ mel_filters(spec, pcm.dtype).T
@@ -76,8 +76,9 @@ def normalize(features: Tensor, mean: Tensor, istd: Tensor) -> Tensor:
     return (features - mean) * istd
 
 
-def _preemphasize(frames: Tensor, coefficient: float) -> Tensor:
-    before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)  # Kaldi lets the first sample precede itself
+def preemphasize(frames: Tensor, coefficient: float) -> Tensor:
+    """frames (T, N) minus so much of the sample before; Kaldi lets the first one precede itself."""
+    before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
     return frames - coefficient * before
 
 

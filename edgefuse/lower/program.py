@@ -1,17 +1,20 @@
 """A folded model, and the lengths and chunks that are wanted, as a `Program`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import UsageError
+from edgefuse.frontend.intake import OVERLAP, SAMPLES
+from edgefuse.frontend.log_mel import FrontendSpec
+from edgefuse.lower.frontend import LONGEST, LogMel, PcmGraph, PcmStreamingGraph
 from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
 from edgefuse.lower.held import HeldGraph
 from edgefuse.model import SUBSAMPLING, Encoder
 from edgefuse.model.config import SUBSAMPLING_HISTORY
-from edgefuse.values import ENCODER_HOP_MS, Checkpoint, Entry, FoldedModel, Precision, Program, Streaming, TensorSpec
+from edgefuse.values import ENCODER_HOP_MS, Checkpoint, Entry, FoldedModel, Input, Precision, Program, Streaming, TensorSpec
 
 HOP_MS = ENCODER_HOP_MS // SUBSAMPLING  # one feature frame
 LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
@@ -38,12 +41,24 @@ class Chunks:
         )
 
 
-def lower(folded: FoldedModel, seconds: Sequence[float], precision: Precision, chunks: Sequence[Chunks] = ()) -> Program:
+def lower(
+    folded: FoldedModel,
+    seconds: Sequence[float],
+    precision: Precision,
+    chunks: Sequence[Chunks] = (),
+    hears: Input = "features",
+) -> Program:
     """The deployment graphs of a folded model; see `program_of`."""
-    return program_of(folded.checkpoint, seconds, precision, chunks)
+    return program_of(folded.checkpoint, seconds, precision, chunks, hears)
 
 
-def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Precision, chunks: Sequence[Chunks] = ()) -> Program:
+def program_of(
+    checkpoint: Checkpoint,
+    seconds: Sequence[float],
+    precision: Precision,
+    chunks: Sequence[Chunks] = (),
+    hears: Input = "features",
+) -> Program:
     """One entry per length and per kind of chunk, of any checkpoint: an unfolded one keeps its norms, which is for comparisons.
 
     Lengths, chunks and contexts are rounded up to whole encoder frames of 40 ms, and named in milliseconds.
@@ -66,10 +81,20 @@ def program_of(checkpoint: Checkpoint, seconds: Sequence[float], precision: Prec
             f"fp16 counts frames up to {_seconds(LONGEST_FP16)} seconds; behind that, padding could leak.",
             hint="Ask for less with --seconds, or for --precision fp32.",
         )
+    if hears == "pcm" and longest > LONGEST:
+        raise UsageError(
+            f"float32 counts samples up to {_seconds(LONGEST)} seconds.",
+            hint="Ask for less with --seconds, or for --input features.",
+        )
     encoder = encoder_of(checkpoint)
     offline = (_offline(encoder, frames) for frames in lengths)
     streaming = (_stream(encoder, *context, held=held) for context, held in sorted(contexts.items()))
-    return Program((*offline, *streaming), precision, parent=checkpoint.digest)
+    entries = (*offline, *streaming)
+    if hears == "pcm":
+        spec = FrontendSpec(mel_bins=checkpoint.config.mel_bins)
+        front_end = LogMel(spec, checkpoint.frontend_mean, checkpoint.frontend_istd).float()
+        entries = tuple(_hearing_samples(entry, front_end) for entry in entries)
+    return Program(entries, precision, parent=checkpoint.digest)
 
 
 def _seconds(frames: int) -> str:
@@ -93,9 +118,7 @@ def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:
     step, every = StreamingGraph(encoder, chunk, left), _caches(encoder, left)
     caches, inside = (every[:1], every[1:]) if held else (every, ())  # `past` stays outside: it says where an utterance begins
     graph = HeldGraph(step, inside) if held else step
-    renewed = tuple(
-        TensorSpec(f"{spec.name}{NEXT}", spec.shape, spec.dtype, f"`{spec.name}` of the next chunk") for spec in caches
-    )
+    renewed = tuple(_renewed(spec) for spec in caches)
     states = {spec.name: after.name for spec, after in zip(caches, renewed, strict=True)}
     return Entry(
         f"stream_{chunk * ENCODER_HOP_MS}ms",
@@ -109,6 +132,37 @@ def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:
 def _frozen(graph: nn.Module) -> nn.Module:
     """In evaluation mode and without gradients, which ExecuTorch would not let into a buffer."""
     return graph.eval().requires_grad_(requires_grad=False)
+
+
+def _hearing_samples(entry: Entry, front_end: LogMel) -> Entry:
+    """The same entry with the front end in it, and with what the encoder hears among its outputs."""
+    (features, _, *caches), (logits, *renewed) = entry.inputs, entry.outputs
+    frames, told = logits.shape[1], "what the encoder hears: normalized log-mel, one frame every 10 ms"
+    outputs = (logits, replace(features, meaning=told))
+    if entry.streaming is None:
+        inputs = _samples(SAMPLES.count(frames), PcmGraph.LEAD)
+        return replace(entry, graph=_frozen(PcmGraph(front_end, entry.graph)), inputs=inputs, outputs=outputs)
+    told = f"the {SAMPLES.lead} samples before the chunk; an utterance begins with its first ones here, not with zeros"
+    overlap = TensorSpec(OVERLAP, (1, SAMPLES.lead), "float32", told)
+    states = {OVERLAP: _renewed(overlap).name, **entry.streaming.states}
+    return replace(
+        entry,
+        graph=_frozen(PcmStreamingGraph(front_end, entry.graph)),
+        inputs=(*_samples(frames * SAMPLES.per_frame, PcmStreamingGraph.LEAD), overlap, *caches),
+        outputs=(*outputs, _renewed(overlap), *renewed),
+        streaming=replace(entry.streaming, states=states, overlap=SAMPLES.lead),
+    )
+
+
+def _samples(count: int, lead: int) -> tuple[TensorSpec, TensorSpec]:
+    told = "mono speech, 16000 samples per second, from -1 to 1; zeros after the end of the utterance"
+    whole = f"(length - {lead}) // {SAMPLES.per_frame}" if lead else f"length // {SAMPLES.per_frame}"
+    counted = f"valid samples of these; valid encoder frames: {whole}, one every {ENCODER_HOP_MS} ms"
+    return TensorSpec(SAMPLES.tensor, (1, count), "float32", told), TensorSpec("length", (1,), "float32", counted)
+
+
+def _renewed(cache: TensorSpec) -> TensorSpec:
+    return replace(cache, name=f"{cache.name}{NEXT}", meaning=f"`{cache.name}` of the next chunk")
 
 
 def _speech(encoder: Encoder, frames: int) -> tuple[TensorSpec, TensorSpec]:

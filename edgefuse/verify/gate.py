@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from edgefuse.values import OFFLINE, Check, Precision, Structure, Verdict
+from edgefuse.values import OFFLINE, Check, Input, Precision, Structure, Verdict
 from edgefuse.verify.structure import strangers
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ class Bars:
         agreement_percent: frames of the test set with the same best token.
         streamed_percent: the same where chunks are fed one after another.
         wer_points: how far the word error rate may be from the checkpoint's in PyTorch.
-        partitions: delegated pieces of a graph without norms, where the runtime delegates.
+        partitions: delegated pieces of a graph without norms, where the runtime delegates. Before an fp16 network a front end,
+            which stays in fp32, may be one more: a delegate computes in one precision.
+        features_db: the front end in an artifact against kaldi-native-fbank, on every golden vector.
     """
 
     snr_db: float
@@ -33,6 +35,7 @@ class Bars:
     streamed_percent: float
     wer_points: float
     partitions: int = 1
+    features_db: float = 60.0
 
 
 BARS: Mapping[Precision, Bars] = MappingProxyType(
@@ -51,6 +54,7 @@ def judge(
     target: str,
     how: str,
     precision: Precision,
+    hears: Input,
     norm_free: bool,
     digest: str,
 ) -> Verdict:
@@ -59,6 +63,8 @@ def judge(
     A model that keeps norms (a LayerNorm Conformer) is exported for comparison: its structure is reported, not judged.
     """
     bars = BARS[precision]
+    if hears == "pcm" and precision == "fp16":
+        bars = replace(bars, partitions=bars.partitions + 1)
     modes = (check for mode, found in findings.items() for check in _mode(mode, found, references[mode], bars))
     return Verdict(target, how, (*_structure(structure, bars, precision, required=norm_free), *modes), parent=digest)
 
@@ -66,7 +72,9 @@ def judge(
 def _mode(mode: str, findings: Findings, reference: Reference, bars: Bars) -> tuple[Check, ...]:
     behind = "" if mode == OFFLINE else f", {mode}"
     agreement = bars.agreement_percent if mode == OFFLINE else bars.streamed_percent
+    heard = findings.features_snr_db
     return (
+        *([] if heard is None else [_at_least(f"front end{behind}", heard, bars.features_db)]),
         _at_least(f"parity{behind}", findings.snr_db, bars.snr_db),
         _at_least(f"padding{behind}", findings.padded_snr_db, bars.snr_db),
         _tokens(f"tokens{behind}", findings, agreement),
@@ -78,10 +86,10 @@ def _structure(structure: Structure, bars: Bars, precision: Precision, *, requir
     found, outside = len(structure.normalizations), strangers(structure, precision)
     checks = [Check("normalizations", str(found), "0" if required else REPORTED, found == 0 or not required)]
     if structure.partitions is not None:
-        one = structure.partitions == bars.partitions
+        few, wanted = 1 <= structure.partitions <= bars.partitions, "1" if bars.partitions == 1 else f"1 to {bars.partitions}"
         named = ", ".join(f"{count} {name}" for name, count in sorted(outside.items())) or "nothing"
         checks += [
-            Check("partitions", str(structure.partitions), str(bars.partitions) if required else REPORTED, one or not required),
+            Check("partitions", str(structure.partitions), wanted if required else REPORTED, few or not required),
             Check("outside", named, "nothing" if required else REPORTED, not outside or not required),
         ]
     return checks

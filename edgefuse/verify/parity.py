@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from edgefuse.recognize import answer, capacity, encoder_frames
+from edgefuse.frontend.intake import FEATURES
+from edgefuse.frontend.kaldi import kaldi_log_mel
+from edgefuse.frontend.log_mel import normalize
+from edgefuse.recognize import answer, answers, capacity, encoder_frames, taken
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgefuse.bundle import Golden
+    from edgefuse.bundle import Frontend, Golden
     from edgefuse.target import Session
-    from edgefuse.values import Artifact, Mode
+    from edgefuse.values import Artifact, Mode, TensorSpec
 
 IDENTICAL_DB, NONSENSE_DB = 300.0, -300.0  # no error at all; and NaN, infinity, or an answer where silence was due
-LOUD = 10.0  # standard deviations of a feature: louder than any speech
+LOUD = 10.0  # standard deviations of a feature, or times full scale: louder than any speech
 
 
 def snr_db(reference: NDArray[np.float64], given: NDArray[np.floating]) -> float:
@@ -38,13 +42,21 @@ def snr_db(reference: NDArray[np.float64], given: NDArray[np.floating]) -> float
 def worst_snr_db(session: Session, artifact: Artifact, mode: Mode, goldens: Iterable[Golden], *, noise: bool) -> float:
     """The smallest ratio over every golden vector and every entry that takes it; padded with zeros, or with loud noise."""
     worst = IDENTICAL_DB
-    for golden in goldens:
-        for entry, specs in mode.inputs.items():
-            if mode.streaming is None and capacity(specs) < encoder_frames(golden.features):
-                continue
-            padding = _noise(specs[0].shape) if noise else None
-            given = answer(session, artifact, entry, golden.features, padding)
-            worst = min(worst, snr_db(golden.logits, given))
+    for golden, entry, specs in _held(mode, goldens):
+        padding = _noise(specs[0].shape) if noise else None
+        given = answer(session, artifact, entry, taken(golden, specs), padding)
+        worst = min(worst, snr_db(golden.logits, given))
+    return worst
+
+
+def kaldi_snr_db(session: Session, artifact: Artifact, mode: Mode, goldens: Iterable[Golden], frontend: Frontend) -> float:
+    """The same for the features that an artifact makes of samples, against those that kaldi-native-fbank makes of them."""
+    mean, istd = torch.tensor(frontend.mean), torch.tensor(frontend.istd)
+    worst = IDENTICAL_DB
+    for golden, entry, _ in _held(mode, goldens):
+        given = answers(session, artifact, entry, golden.samples)[FEATURES.tensor]
+        wanted = normalize(kaldi_log_mel(torch.from_numpy(golden.samples), frontend.spec), mean, istd)[: len(given)]
+        worst = min(worst, snr_db(wanted.double().numpy(), given))
     return worst
 
 
@@ -57,6 +69,14 @@ def agreeing_frames(reference: Mapping[str, Sequence[int]], given: Mapping[str, 
         finite = np.isfinite(logits).all(axis=-1)
         agreeing += int(((logits.argmax(axis=-1) == np.asarray(best)) & finite).sum())
     return agreeing, frames
+
+
+def _held(mode: Mode, goldens: Iterable[Golden]) -> Iterator[tuple[Golden, str, tuple[TensorSpec, ...]]]:
+    """Every golden vector with every entry that takes it."""
+    for golden in goldens:
+        for entry, specs in mode.inputs.items():
+            if mode.streaming or capacity(specs) >= encoder_frames(golden.features):
+                yield golden, entry, specs
 
 
 def _noise(shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgefuse.bundle import Golden, Reference
+from edgefuse.bundle import Frontend, Golden, Reference
 from edgefuse.checkpoint import encoder_of
 from edgefuse.decode.greedy import greedy_text
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import NotFinite, UsageError
-from edgefuse.model.config import SUBSAMPLING
+from edgefuse.frontend.intake import SAMPLES
 from edgefuse.model.streaming import FULL, Context
-from edgefuse.recognize import capacity, fit
+from edgefuse.recognize import capacity, features_of, fit
 from edgefuse.verify.wer import count_word_errors
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOST_GOLDENS = 5  # utterances, from the shortest to the longest; and one that fills each entry
 
 
-def refer(checkpoint: Checkpoint, folded: FoldedModel, heard: Sequence[Heard], mode: Mode) -> Reference:
+def refer(checkpoint: Checkpoint, folded: FoldedModel, frontend: Frontend, heard: Sequence[Heard], mode: Mode) -> Reference:
     """Word errors of the checkpoint in float32, and alignments and golden vectors of the folded model in float64, in one mode."""
     fits, context = fit(heard, mode), context_of(mode)
     if not fits:
@@ -38,12 +38,12 @@ def refer(checkpoint: Checkpoint, folded: FoldedModel, heard: Sequence[Heard], m
     texts = [greedy_text(logits_of(original, each.features, context), tokens) for each in fits]
     logits = {each.identity: _finite(logits_of(exact, each.features, context), each.identity) for each in fits}
     chosen = _spread(sorted(fits, key=lambda each: each.features.shape[0]), MOST_GOLDENS)
-    goldens = [Golden(each.identity, each.text, each.features, logits[each.identity]) for each in chosen]
+    goldens = [Golden(each.identity, each.text, each.samples, each.features, logits[each.identity]) for each in chosen]
     return Reference(
         utterances=len(fits),
         errors=count_word_errors([each.text for each in fits], texts),
         alignments={identity: tuple(answer.argmax(axis=-1).tolist()) for identity, answer in logits.items()},
-        goldens=(*goldens, *(_full(exact, fits, name, _most(specs, mode), context) for name, specs in mode.inputs.items())),
+        goldens=(*goldens, *(_full(exact, frontend, fits, name, specs, mode) for name, specs in mode.inputs.items())),
     )
 
 
@@ -66,13 +66,15 @@ def _most(specs: Sequence[TensorSpec], mode: Mode) -> int:
     return frames if mode.streaming is None else mode.streaming.left + 2 * frames + -(-frames // 2)
 
 
-def _full(encoder: Encoder, heard: Sequence[Heard], entry: str, frames: int, context: Context) -> Golden:
-    """Speech, utterance after utterance, of so many encoder frames."""
-    joined = np.concatenate([each.features for each in heard])
-    count = frames * SUBSAMPLING
-    features = np.ascontiguousarray(np.tile(joined, (-(-count // joined.shape[0]), 1))[:count])
-    name = f"full_{entry}"
-    return Golden(name, "", features, _finite(logits_of(encoder, features, context), name))
+def _full(
+    encoder: Encoder, frontend: Frontend, heard: Sequence[Heard], entry: str, specs: Sequence[TensorSpec], mode: Mode
+) -> Golden:
+    """Speech, utterance after utterance, that fills an entry."""
+    joined = np.concatenate([each.samples for each in heard])
+    count = SAMPLES.count(_most(specs, mode))
+    samples = np.ascontiguousarray(np.tile(joined, -(-count // len(joined)))[:count])
+    features, name = features_of(torch.from_numpy(samples).double(), frontend), f"full_{entry}"
+    return Golden(name, "", samples, features, _finite(logits_of(encoder, features, context_of(mode)), name))
 
 
 def _finite(logits: NDArray[np.float64], identity: str) -> NDArray[np.float64]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
+import torch
 
 from edgefuse.errors import UsageError
-from edgefuse.model.config import SUBSAMPLING
-from edgefuse.recognize import Stream, streaming_entry
+from edgefuse.frontend.intake import SAMPLES, intake_of
+from edgefuse.recognize import Stream, features_of, streaming_entry
 from edgefuse.values import Check
 from edgefuse.verify.parity import snr_db
 from edgefuse.verify.reference import context_of, logits_of
@@ -20,6 +21,7 @@ from edgefuse.verify.reference import context_of, logits_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgefuse.bundle import Frontend
     from edgefuse.model import Encoder
     from edgefuse.recognize import Heard
     from edgefuse.target import Session
@@ -67,7 +69,9 @@ class Soaked:
         )
 
 
-def soak(session: Session, artifact: Artifact, exact: Encoder, heard: Sequence[Heard], minutes: int) -> Soaked:
+def soak(
+    session: Session, artifact: Artifact, exact: Encoder, frontend: Frontend, heard: Sequence[Heard], minutes: int
+) -> Soaked:
     """Feed the test set, over and over, to the streaming entry of an artifact as one utterance.
 
     `exact` is the folded model in float64. Its answer to the last minute needs no more of the past than can reach that minute:
@@ -80,7 +84,7 @@ def soak(session: Session, artifact: Artifact, exact: Encoder, heard: Sequence[H
     mode = next(mode for mode in artifact.modes if mode.name == entry)
     if minutes < 2:  # noqa: PLR2004 - a first and a last
         raise UsageError(f"{minutes} minutes have no first and last.", hint="For example: --minutes 60")
-    speech = np.concatenate([each.features for each in heard])
+    speech = _Endless(frontend, np.concatenate([each.samples for each in heard]))
     memory, not_finite = [], 0
     answers = _minutes(session, artifact, mode, speech, minutes)
     first = last = next(answers)
@@ -97,26 +101,37 @@ def soak(session: Session, artifact: Artifact, exact: Encoder, heard: Sequence[H
     )
 
 
-def _minutes(
-    session: Session, artifact: Artifact, mode: Mode, speech: NDArray[np.float32], minutes: int
-) -> Iterator[NDArray[np.float32]]:
+@dataclass(frozen=True, slots=True)
+class _Endless:
+    """Speech that begins again whenever it ends, by encoder frames."""
+
+    frontend: Frontend
+    spoken: NDArray[np.float32]
+
+    def samples(self, start: int, frames: int) -> NDArray[np.float32]:
+        """What so many frames are made of, those included that the frame behind them needs as well."""
+        first = SAMPLES.per_frame * start
+        return self.spoken.take(range(first, first + SAMPLES.count(frames)), mode="wrap")
+
+    def features(self, start: int, frames: int) -> NDArray[np.float32]:
+        """What a front end makes of them."""
+        return features_of(torch.from_numpy(self.samples(start, frames)).double(), self.frontend)
+
+
+def _minutes(session: Session, artifact: Artifact, mode: Mode, speech: _Endless, minutes: int) -> Iterator[NDArray[np.float32]]:
     """The logits of one minute of whole chunks after another."""
     stream = Stream(session, artifact, mode.name)
     per_minute = FRAMES_PER_MINUTE // stream.frames
+    heard = speech.samples if intake_of(artifact.inputs[mode.name]) is SAMPLES else speech.features
     for minute in range(minutes):
         starts = range(minute * per_minute * stream.frames, (minute + 1) * per_minute * stream.frames, stream.frames)
-        yield np.concatenate([stream.accept(_looped(speech, start, stream.frames)) for start in starts])
+        yield np.concatenate([stream.accept(heard(start, stream.frames)[stream.has :]) for start in starts])
 
 
-def _exactly(exact: Encoder, mode: Mode, speech: NDArray[np.float32], start: int, frames: int) -> NDArray[np.float64]:
+def _exactly(exact: Encoder, mode: Mode, speech: _Endless, start: int, frames: int) -> NDArray[np.float64]:
     """The model's answer to so many frames of the long utterance, from `start` on."""
     assert mode.streaming is not None, "only what streams is soaked"  # noqa: S101 - `soak` asked for it
     chunk, left = mode.streaming.chunk, mode.streaming.left
     reach = exact.config.layers * (left + exact.config.kernel) + chunk
     before = min(start, -(-reach // chunk) * chunk)
-    return logits_of(exact, _looped(speech, start - before, before + frames), context_of(mode))[before:]
-
-
-def _looped(speech: NDArray[np.float32], start: int, frames: int) -> NDArray[np.float32]:
-    """So many encoder frames of speech that begins again whenever it ends."""
-    return speech.take(range(SUBSAMPLING * start, SUBSAMPLING * (start + frames)), axis=0, mode="wrap")
+    return logits_of(exact, speech.features(start - before, before + frames), context_of(mode))[before:]

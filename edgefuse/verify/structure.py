@@ -9,7 +9,7 @@ from edgefuse.values import Precision, Structure
 
 OUTPUT = "getitem"  # takes a delegate's only output out of its tuple
 HOLD = "::copy_"  # writes a cache into the buffer that holds it for the next chunk
-CAST = "_to_dim_order_copy"  # between the float32 of inputs and outputs and the fp16 of the graph
+CAST = "_to_dim_order_copy"  # between the float32 of inputs, of outputs and of a front end, and the fp16 of the network
 HARMLESS: Mapping[Precision, tuple[str, ...]] = MappingProxyType({"fp32": (OUTPUT, HOLD), "fp16": (OUTPUT, HOLD, CAST)})
 
 

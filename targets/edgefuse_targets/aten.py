@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from edgefuse_targets.half import HalfPrecision
+from edgefuse_targets.half import halved
 from edgefuse_targets.norms import Operator, normalizations
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _operator(name: str) -> Callable[..., Any]:
 
 
 def _describe(entry: Entry, precision: Precision, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    graph: nn.Module = entry.graph if precision == "fp32" else HalfPrecision(entry.graph)
+    graph: nn.Module = entry.graph if precision == "fp32" else halved(entry.graph)
     exported = torch.export.export(graph, entry.example(), strict=False)
     constants = {value: _store(f"{entry.name}/{target}", tensor, tensors) for value, target, tensor in _constants_of(exported)}
     nodes = [node for node in exported.graph.nodes if node.op == "call_function" and str(node.target) not in IDLE]

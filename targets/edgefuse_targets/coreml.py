@@ -1,5 +1,7 @@
 """Core ML: an ML program for iOS 18 and macOS 15, one function per entry; the functions share their weights.
 
+With fp16 everything computes in half precision, but for a front end, which stays in float32.
+
 The package is sealed: dates and random identifiers are taken out, and the identifiers in its manifest are derived from its
 contents. The same program gives the same bytes, and a package that was changed or cut short is noticed when it is opened.
 """
@@ -152,7 +154,7 @@ def _state_refusals(program: Program) -> Iterator[str]:
     if held and program.precision != "fp16":
         yield f"Core ML holds states in half precision only, and the program is {program.precision}: use --precision fp16."
     for entry, name in held:
-        width = entry.graph.get_buffer(name).shape[-1]
+        width = next(buffer.shape[-1] for path, buffer in entry.graph.named_buffers() if path.split(".")[-1] == name)
         if width % STATE_WIDTH:
             yield f"The Neural Engine wants states a multiple of {STATE_WIDTH} wide; {name!r} of entry {entry.name!r} is {width}."
 
@@ -186,7 +188,7 @@ def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 -
             pass_pipeline=passes,
             convert_to="mlprogram",
             minimum_deployment_target=coremltools.target.iOS18,
-            compute_precision=getattr(coremltools.precision, {"fp32": "FLOAT32", "fp16": "FLOAT16"}[precision]),
+            compute_precision=_arithmetic(graph, entry, precision),
             inputs=[coremltools.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32) for spec in entry.inputs],
             outputs=[coremltools.TensorType(name=spec.name, dtype=np.float32) for spec in entry.outputs],
             skip_model_load=True,
@@ -194,6 +196,22 @@ def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 -
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they hold a temporary folder, which should go now, not some day
         raise
+
+
+def _arithmetic(graph: Any, entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an exported program; coremltools' own
+    """What is computed in fp16: everything, but for a front end and the samples that it hears."""
+    import coremltools
+
+    from edgefuse_targets.half import before_the_network
+
+    if precision == "fp32":
+        return coremltools.precision.FLOAT32
+    outputs = zip(entry.outputs, graph.graph_signature.user_outputs, strict=True)
+    whole = before_the_network(graph)
+    whole |= {spec.name for spec, name in outputs if name in whole}  # what goes out has the name of its spec by then
+    return coremltools.transform.FP16ComputePrecision(
+        op_selector=lambda operation: whole.isdisjoint(output.name for output in operation.outputs)
+    )
 
 
 def _seal(raw: Path, program: Program, sealed: Path) -> Path:

@@ -1,7 +1,8 @@
 """ExecuTorch with XNNPACK: one .pte with one method per entry; the methods share their weights inside the file.
 
 The whole graph of a folded encoder is one XNNPACK partition. With fp16 the partition computes in half precision, on machines
-without fp16 arithmetic too, slowly; the casts of inputs and outputs stand outside it.
+without fp16 arithmetic too, slowly; the casts of inputs and outputs stand outside it. A front end before an fp16 network stays
+in float32, as a partition of its own.
 """
 
 from __future__ import annotations
@@ -106,9 +107,9 @@ def _lower(program: Program) -> bytes:
 
 
 def _graph(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an nn.Module; torch is imported at the moment of use
-    from edgefuse_targets.half import HalfPrecision
+    from edgefuse_targets.half import halved
 
-    return entry.graph if precision == "fp32" else HalfPrecision(entry.graph)
+    return entry.graph if precision == "fp32" else halved(entry.graph)
 
 
 @dataclass(slots=True)

@@ -465,6 +465,7 @@ OPERATORS: Mapping[str, Operator] = {
     "cast": _cast,
     "clip": _clip,
     "exp": _unary(torch.exp),
+    "floor": _unary(torch.floor),
     "log": _log,
     "logical_not": _unary(torch.logical_not),
     "relu": _unary(torch.relu),

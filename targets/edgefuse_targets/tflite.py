@@ -1,7 +1,8 @@
 """LiteRT, the runtime of TFLite: one .tflite with one signature per entry; LiteRT's converter lets them share their weights.
 
 Inputs and outputs of a signature have the names of the entry's specs. With fp16 the weights of linears and convolutions are
-stored in half precision; on a CPU the arithmetic stays in float32 unless the application asks XNNPACK for fp16.
+stored in half precision; on a CPU the arithmetic stays in float32 unless the application asks XNNPACK for fp16, which it must not
+where a front end is inside: the power of loud speech is beyond fp16. The front end's own weights stay in float32.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SUMMARY = "LiteRT (TFLite) with XNNPACK, for Android, iOS, Linux and browsers: o
 
 NAME = "tflite"
 RUNTIME = "LiteRT"
+FRONT_END = "LogMel"  # in the names of what a front end computes: its matrices stay float32
 PACKAGES = {
     "litert_torch": "litert-torch==0.10.0",
     "ai_edge_litert": "ai-edge-litert==2.3.0",
@@ -113,7 +115,7 @@ def _weights_to_half(content: bytes) -> bytes:
     half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
     caster = quantizer.Quantizer(bytearray(content))
     caster.update_quantization_recipe(
-        regex=".*",
+        regex=f"^(?!.*{FRONT_END})",
         operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
         algorithm_key="float_casting",
         op_config=qtyping.OpQuantizationConfig(

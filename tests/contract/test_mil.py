@@ -144,6 +144,7 @@ POSITIVE = some(3, seed=5).abs()
 CASES = [
     unary("abs", torch.abs),
     unary("exp", torch.exp),
+    unary("floor", torch.floor),
     unary("relu", torch.relu),
     unary("sigmoid", torch.sigmoid),
     unary("silu", F.silu),

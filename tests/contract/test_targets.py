@@ -19,11 +19,15 @@ from edgefuse import target as targets
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import EdgefuseError, ExportFailed, Refused
 from edgefuse.fold import fold
+from edgefuse.frontend.kaldi import kaldi_log_mel
+from edgefuse.frontend.log_mel import normalize
 from edgefuse.lower import Chunks, DeploymentGraph, lower
 from edgefuse.model import Context
 from edgefuse.recognizer import Loaded
 from edgefuse.target import Session, Target
-from edgefuse.values import Artifact, Entry, FoldedModel, Program, TensorSpec
+from edgefuse.values import INPUTS, Artifact, Entry, FoldedModel, Input, Program, TensorSpec
+from edgefuse.verify import parity
+from edgefuse.verify.structure import strangers
 from tests.conftest import a_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -127,21 +131,44 @@ def test_chunks_with_caches_answer_as_the_whole_recording_does(target: Target, t
     assert target.structure(artifact).partitions in (None, 1)
 
 
-def test_caches_that_are_held_answer_as_those_that_go_in_and_out(target: Target, tmp_path: Path) -> None:
-    held, explicit = (lower(folded(), (), "fp16", [Chunks(160, 320, held)]) for held in (True, False))
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_samples_in_chunks_are_heard_as_kaldi_and_answered_as_their_features_are(
+    target: Target, tmp_path: Path, precision: str
+) -> None:
+    samples = torch.randn(240 + 640 * 40 + 333, generator=torch.Generator().manual_seed(0)) / 10
+    whole = folded().checkpoint
+    kaldi = normalize(kaldi_log_mel(samples), whole.frontend_mean, whole.frontend_istd)[None, :160]
+    wanted = encoder_of(whole, torch.float64)(kaldi.double(), torch.tensor([160]), Context(chunk=4, left=8))[0]
+    artifact = target.export(lower(folded(), (), precision, [Chunks(160, 320)], "pcm"), tmp_path, "model")
+    session = target.open(artifact)
+    both = [recognize.answers(session, artifact, "stream_160ms", samples.numpy()) for _ in range(2)]
+    assert parity.snr_db(wanted[0].detach().numpy(), both[0]["logits"]) >= LEAST_DB[precision]
+    assert parity.snr_db(kaldi[0].double().numpy(), both[0]["features"]) >= 90  # at fp16 too: the front end stays in fp32
+    assert all(np.array_equal(both[0][name], both[1][name]) for name in both[0])  # the second knows nothing of the first
+    structure = target.structure(artifact)
+    assert structure.normalizations == ()
+    assert structure.partitions in ((None, 1) if precision == "fp32" else (None, 1, 2))  # a front end beside half precision
+    assert strangers(structure, precision) == {}
+
+
+@pytest.mark.parametrize("hears", INPUTS)
+def test_caches_that_are_held_answer_as_those_that_go_in_and_out(target: Target, tmp_path: Path, hears: Input) -> None:
+    held, explicit = (lower(folded(), (), "fp16", [Chunks(160, 320, held)], hears) for held in (True, False))
     if sentences := target.refusals(held):
         assert "holds nothing between two calls" in sentences[0]
         return
-    features = torch.randn(163, 80, generator=torch.Generator().manual_seed(0)).numpy()
+    given = (163, 80) if hears == "features" else (240 + 163 * 160,)
+    heard = torch.randn(given, generator=torch.Generator().manual_seed(0)).numpy()
     artifacts = [target.export(program, tmp_path, name) for name, program in (("held", held), ("explicit", explicit))]
     sessions = [target.open(artifact) for artifact in artifacts]
     answers = [
-        [recognize.answer(session, artifact, "stream_160ms", features) for _ in range(2)]
+        [recognize.answer(session, artifact, "stream_160ms", heard) for _ in range(2)]
         for session, artifact in zip(sessions, artifacts, strict=True)
     ]
     assert np.array_equal(*answers[0])  # the second utterance knows nothing of the first
     assert np.square(answers[0][0] - answers[1][0]).mean() < 1e-4 * np.square(answers[1][0]).mean()
-    assert [spec.name for spec in artifacts[0].inputs["stream_160ms"]] == ["features", "length", "past"]
+    names = [spec.name for spec in artifacts[0].inputs["stream_160ms"]]
+    assert names == (["features", "length", "past"] if hears == "features" else ["samples", "length", "overlap", "past"])
 
 
 def test_two_speakers_do_not_mix_where_the_artifact_holds_their_caches(target: Target, tmp_path: Path) -> None:

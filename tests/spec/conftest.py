@@ -67,6 +67,13 @@ def both(order: Order, tmp_path_factory: pytest.TempPathFactory) -> Verified:
     return export(FUSIONFORMER, folder, replace(order, chunks=(Chunks(640, 1280),)))
 
 
+@pytest.fixture(scope="session")
+def both_from_samples(order: Order, tmp_path_factory: pytest.TempPathFactory) -> Verified:
+    """The same, but it hears samples."""
+    folder = tmp_path_factory.mktemp("samples") / "bundle"
+    return export(FUSIONFORMER, folder, replace(order, chunks=(Chunks(640, 1280),), hears="pcm"))
+
+
 @pytest.fixture
 def bundle_folder(whole_bundle: Path, tmp_path: Path) -> Path:
     """A copy of it, to be broken."""

@@ -123,6 +123,7 @@ COMMANDS = {
     "unknown_option": ["inspect", "HERE/checkpoint", "--fast"],
     "missing_argument": ["inspect"],
     "unknown_precision": ["export", "HERE/checkpoint", "-t", "reference", "--precision", "int1", "-o", "HERE/new"],
+    "unknown_input": ["export", "HERE/checkpoint", "-t", "reference", "--input", "mp3", "-o", "HERE/new"],
     "no_target": ["export", "HERE/checkpoint", "-o", "HERE/new"],
     "all_and_a_target": ["export", "HERE/checkpoint", "--all", "-t", "reference", "-o", "HERE/new"],
     "unknown_target": ["export", "HERE/checkpoint", "-t", "gameboy", "-o", "HERE/new"],

@@ -12,13 +12,18 @@ from edgefuse.decode.endpoint import Endpointing
 from edgefuse.decode.search import Decoding
 from edgefuse.errors import AudioError, AudioNotFinite, BadHotwords, UsageError
 from edgefuse.listen import follow, load
-from edgefuse.recognize import Stream, answer, features_of
+from edgefuse.recognize import Stream, answer, heard_in
 from edgefuse.recognizer import Recognizer
 
 
 @pytest.fixture(scope="module")
-def loaded(both):
+def hears_features(both):
     return load(both.exports[0].artifact.path)
+
+
+@pytest.fixture(scope="module", params=["both", "both_from_samples"])
+def loaded(request):
+    return load(request.getfixturevalue(request.param).exports[0].artifact.path)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +51,12 @@ def test_the_size_of_the_pieces_does_not_matter(loaded, spoken, piece):
     assert recognizer.finish() == alone(loaded, spoken[0])
 
 
-def test_live_text_is_that_of_the_features_of_the_whole_recording(loaded, recordings, spoken):
+def test_live_text_is_that_of_the_features_of_the_whole_recording(hears_features, loaded, recordings, spoken):
     from edgefuse.decode.greedy import greedy_text
     from edgefuse.decode.tokens import Tokens
 
-    features, _ = features_of(recordings[0], loaded.bundle.frontend)
-    logits = answer(loaded.session, loaded.artifact, "stream_640ms", features)
+    heard = heard_in(recordings[0], loaded.bundle.frontend)
+    logits = answer(hears_features.session, hears_features.artifact, "stream_640ms", heard.features)
     text = alone(loaded, spoken[0])
     assert text
     assert text == greedy_text(logits, Tokens(loaded.bundle.tokens))
@@ -151,13 +156,13 @@ def wrong(inputs, **changes):
         ({"features": np.zeros((1, 60, 80), np.float32)}, r"features is float32 of shape \(1, 60, 80\)"),
     ],
 )
-def test_a_chunk_or_a_cache_that_is_none_is_refused_in_words(loaded, changes, told):
-    right = {spec.name: np.zeros(spec.shape, np.float32) for spec in loaded.artifact.inputs["stream_640ms"]}
-    loaded.session.run("stream_640ms", right)
+def test_a_chunk_or_a_cache_that_is_none_is_refused_in_words(hears_features, changes, told):
+    right = {spec.name: np.zeros(spec.shape, np.float32) for spec in hears_features.artifact.inputs["stream_640ms"]}
+    hears_features.session.run("stream_640ms", right)
     with pytest.raises(UsageError, match=told):
-        loaded.session.run("stream_640ms", wrong(right, **changes))
+        hears_features.session.run("stream_640ms", wrong(right, **changes))
     with pytest.raises(UsageError, match="has no entry 'stream_320ms'"):
-        loaded.session.run("stream_320ms", right)
+        hears_features.session.run("stream_320ms", right)
 
 
 def test_what_goes_wrong_for_one_speaker_is_nothing_to_another(loaded, spoken):
@@ -169,8 +174,8 @@ def test_what_goes_wrong_for_one_speaker_is_nothing_to_another(loaded, spoken):
     assert other.finish() == alone(loaded, spoken[0])
 
 
-def test_a_stream_takes_no_more_than_a_chunk_and_nothing_behind_its_end(loaded):
-    stream = Stream(loaded.session, loaded.artifact, "stream_640ms")
+def test_a_stream_takes_no_more_than_a_chunk_and_nothing_behind_its_end(hears_features):
+    stream = Stream(hears_features.session, hears_features.artifact, "stream_640ms")
     with pytest.raises(UsageError, match=r"up to \(64, 80\), not \(68, 80\)"):
         stream.accept(np.zeros((68, 80), np.float32))
     assert len(stream.accept(np.zeros((64, 80), np.float32))) == 16

@@ -30,8 +30,10 @@ class Tiring:
         return outputs
 
 
-def test_a_session_that_endures_answers_in_the_last_minute_as_in_the_first(both, speech):
-    _, soaked = pipeline.soak(both.exports[0].artifact.path, FUSIONFORMER, 2, speech=speech)
+@pytest.mark.parametrize("bundle", ["both", "both_from_samples"])
+def test_a_session_that_endures_answers_in_the_last_minute_as_in_the_first(bundle, request, speech):
+    (export,) = request.getfixturevalue(bundle).exports
+    _, soaked = pipeline.soak(export.artifact.path, FUSIONFORMER, 2, speech=speech)
     assert soaked.not_finite == 0
     assert soaked.last_snr_db == pytest.approx(soaked.first_snr_db, abs=1.0)
     assert soaked.last_snr_db > 120
@@ -43,7 +45,7 @@ def test_a_session_that_tires_is_noticed(both, speech, runs_until_nan, failed):
     loaded = load(both.exports[0].artifact.path)
     exact = encoder_of(fold(read(FUSIONFORMER)).checkpoint, torch.float64)
     heard = hear(read_speech(speech), loaded.bundle.frontend)
-    soaked = soak(Tiring(loaded.session, runs_until_nan), loaded.artifact, exact, heard, 2)
+    soaked = soak(Tiring(loaded.session, runs_until_nan), loaded.artifact, exact, loaded.bundle.frontend, heard, 2)
     assert set(failed) <= {check.name for check in soaked.checks("fp32") if not check.passed}
 
 

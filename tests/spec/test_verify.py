@@ -23,7 +23,7 @@ MODEL = Reference(60, WordErrors(1, 0, 0, 500, 60), {}, ())
 LIVE = "stream_640ms"
 
 
-def failed(findings=GOOD, structure=CLEAN, precision="fp32", *, mode="offline", norm_free=True) -> list[str]:
+def failed(findings=GOOD, structure=CLEAN, precision="fp32", *, mode="offline", hears="features", norm_free=True) -> list[str]:
     verdict = judge(
         structure,
         {mode: findings},
@@ -31,6 +31,7 @@ def failed(findings=GOOD, structure=CLEAN, precision="fp32", *, mode="offline", 
         target="t",
         how="run on this host",
         precision=precision,
+        hears=hears,
         norm_free=norm_free,
         digest="",
     )
@@ -88,6 +89,14 @@ def test_casts_at_the_border_are_for_half_precision_only():
     casts = Structure({}, (), 1, {"_to_dim_order_copy.out": 3})
     assert failed(structure=casts, precision="fp16") == []
     assert failed(structure=casts, precision="fp32") == ["outside"]
+
+
+def test_a_front_end_is_judged_where_there_is_one_and_is_a_delegate_of_its_own_before_half_precision():
+    heard, two = dataclasses.replace(GOOD, features_snr_db=60.0), Structure({}, (), 2, {})
+    assert failed(heard, hears="pcm") == failed(heard, two, "fp16", hears="pcm") == []
+    assert failed(dataclasses.replace(GOOD, features_snr_db=59.9), hears="pcm") == ["front end"]
+    assert failed(heard, two, hears="pcm") == failed(structure=two, precision="fp16") == ["partitions"]
+    assert failed(heard, Structure({}, (), 3, {}), "fp16", hears="pcm") == ["partitions"]
 
 
 def test_the_structure_of_a_model_that_keeps_its_norms_is_reported_and_not_judged():
@@ -148,7 +157,7 @@ def summing_artifact(tmp_path):
 def a_golden(frames: int) -> Golden:
     features = np.random.default_rng(frames).standard_normal((frames * 4 + 3, 5)).astype(np.float32)
     sums = features[: frames * 4].astype(np.float64).reshape(-1, 20).sum(axis=1)
-    return Golden("u", "", features, np.stack([sums, -sums], axis=1))
+    return Golden("u", "", np.zeros(0, np.float32), features, np.stack([sums, -sums], axis=1))
 
 
 def test_an_utterance_takes_the_shortest_entry_that_holds_it():
@@ -283,6 +292,33 @@ def test_a_stream_that_forgets_its_past_fails(both, speech, monkeypatch):
     ]
     assert failing
     assert all(name.endswith("stream_640ms") for name in failing)
+
+
+def test_a_bundle_that_hears_samples_is_held_against_kaldi_and_against_the_model(both_from_samples, speech):
+    assert both_from_samples.bundle.hears == store.read_bundle(both_from_samples.bundle.folder).hears == "pcm"
+    (export,) = pipeline.verify(both_from_samples.bundle.folder, speech=speech).exports
+    assert export.verdict.passed
+    assert {"front end", "front end, stream_640ms"} <= {check.name for check in export.verdict.checks}
+    assert all(found.features_snr_db > 90 for found in export.findings.values())
+
+
+def test_a_front_end_that_hears_something_else_fails(both_from_samples, speech, monkeypatch):
+    from edgefuse_targets import reference
+
+    opened = reference.open
+
+    class Deafer:
+        how = "run on this host"
+
+        def __init__(self, session):
+            self.session = session
+
+        def run(self, entry, inputs):
+            return {n: a * np.float32(1.002 if n == "features" else 1) for n, a in self.session.run(entry, inputs).items()}
+
+    monkeypatch.setattr(reference, "open", lambda artifact, threads=1: Deafer(opened(artifact, threads)))
+    (export,) = pipeline.verify(both_from_samples.bundle.folder, speech=speech).exports
+    assert [c.name for c in export.verdict.checks if not c.passed] == ["front end", "front end, stream_640ms"]
 
 
 def test_a_recording_that_is_longer_than_the_offline_entries_is_streamed(both, tmp_path):
