@@ -29,6 +29,14 @@ def ctrl_c_after(spoken):
     yield from repeat(SILENCE)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """As in a terminal: a shell lets its background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def spoken(speech):
     samples, _ = soundfile.read(min(speech.rglob("*.flac")), dtype="float32")
