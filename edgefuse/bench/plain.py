@@ -19,6 +19,7 @@ from edgefuse.model import SUBSAMPLING, Encoder
 from edgefuse.model.attention import Attention
 from edgefuse.model.config import SUBSAMPLING_HISTORY
 from edgefuse.model.fusionformer import Block, Convolution, Subsampling
+from edgefuse.model.streaming import Context, positions_within
 from edgefuse.values import Entry, Streaming, TensorSpec
 
 CACHES = ("past", "history", "attention", "convolution")
@@ -38,7 +39,7 @@ class PlainGraph(nn.Module):
         super().__init__()
         self.encoder, self.chunk, self.left = encoder, chunk, left
         self.register_buffer("window", torch.arange(left + chunk, dtype=torch.float32) - left)
-        self.register_buffer("table", encoder.table[:, : left + chunk].clone())
+        self.register_buffer("table", positions_within(encoder.table, chunk, Context(chunk, left)))
 
     def forward(
         self, features: Tensor, length: Tensor, past: Tensor, history: Tensor, attention: Tensor, convolution: Tensor

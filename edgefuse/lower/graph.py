@@ -12,7 +12,7 @@ The utterance may be shorter than the graph: `length` hides the keys behind its 
 nothing else of the padding can reach a valid frame.
 
 A chunk has caches beside it, one tensor per layer and kind, each given back as the next chunk wants it. Keys are cached without
-their positions, which count from the start of the window and so move with every chunk.
+their positions, which count from the first frame of the chunk and so move with every chunk.
 """
 
 from collections.abc import Iterable
@@ -28,6 +28,7 @@ from edgefuse.model.config import SUBSAMPLING_HISTORY
 from edgefuse.model.fusionformer import Block, Convolution, FeedForward, Subsampling
 from edgefuse.model.layers import NormedConv2d, NormedLinear
 from edgefuse.model.normalization import BatchNorm, NoNorm
+from edgefuse.model.streaming import Context, positions_within
 
 HIDDEN = 10_000.0  # subtracted from the score of a hidden key: exp(-10000) is zero, and the value fits fp16
 
@@ -82,7 +83,7 @@ class StreamingGraph(nn.Module):
         self.left = left
         reach = left + chunk
         self.subsampling = _Subsampling(encoder.subsampling)
-        table = encoder.table[:, :reach]
+        table = positions_within(encoder.table, reach, Context(chunk, left))
         self.blocks = nn.ModuleList([_Block(block, table) for block in encoder.blocks if isinstance(block, Block)])
         self.norm = _norm(encoder.norm)
         self.ctc = encoder.ctc

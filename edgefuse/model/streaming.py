@@ -1,8 +1,10 @@
 """What a frame may attend to: the whole utterance, chunks with the whole past, or chunks with a limited past.
 
 With `chunk` and `left` set, every chunk has its own window of keys: the `left` frames before it, and itself. That is what a
-streaming step sees with a cache of `left` keys per layer, and positions count from the start of the window [I]: WeNet counts
-them from the start of the utterance [R], and its table, like any that was trained on utterances, ends while the stream goes on.
+streaming step sees with a cache of `left` keys per layer. Positions count from the first frame of the chunk, negative before
+it [I]: a key has the same position whatever the left context is, and the first chunk has those of a whole utterance. WeNet
+counts them from the start of the utterance [R], and its table, like any that was trained on utterances, ends while the stream
+goes on.
 
 The depthwise convolution is causal; its cache is the last `kernel - 1` inputs of the convolution, and starts as zeros. The
 subsampling's is the last `SUBSAMPLING_HISTORY` feature frames, and starts as zeros.
@@ -61,8 +63,14 @@ def attention_mask(lengths: Tensor, frames: int, context: Context) -> Tensor:
 
 
 def positions_within(table: Tensor, frames: int, context: Context) -> Tensor:
-    """The positions that occur in an utterance of so many frames: (1, max_frames, d) to (1, reach, d)."""
-    return table[:, : context.reach(frames)]
+    """The positions that keys may have in an utterance of so many frames: (1, max_frames, d) to (1, reach, d).
+
+    Sine is odd and cosine even: the position -i is that of i, every other value with the other sign.
+    """
+    if context.chunk is None or context.left is None:
+        return table[:, :frames]
+    signs = torch.tensor([-1.0, 1.0], dtype=table.dtype, device=table.device).repeat(table.shape[2] // 2)
+    return torch.cat((table[:, 1 : context.left + 1].flip(1) * signs, table[:, : context.chunk]), dim=1)
 
 
 def windows(x: Tensor, context: Context) -> Tensor:

@@ -10,7 +10,7 @@ from edgefuse.model import FULL, PRESETS, Context, Encoder, EncoderConfig, prese
 from edgefuse.model.attention import Attention, sinusoids
 from edgefuse.model.normalization import BatchNorm
 from edgefuse.model.reestimate import reestimate
-from edgefuse.model.streaming import attention_mask
+from edgefuse.model.streaming import attention_mask, positions_within
 from tests.conftest import a_config, lived_in
 
 NORMS = ("batch", "layer")
@@ -63,6 +63,16 @@ def test_what_a_window_does_not_hold_changes_nothing(positions):
     before, after = (encoder(f, torch.tensor([80]), context)[0] for f in (features, changed))
     torch.testing.assert_close(before[:, 12:], after[:, 12:], rtol=0, atol=1e-12)
     assert not torch.equal(before[:, 8:10], after[:, 8:10])
+
+
+def test_a_key_has_the_same_position_whatever_the_left_context_is():
+    table = sinusoids(50, 16)[None].double()
+    near, far = (positions_within(table, 40, Context(chunk=4, left=left)) for left in (3, 9))
+    assert torch.equal(far[:, 6:], near)
+    assert torch.equal(near[:, 3:], positions_within(table, 4, FULL))
+    rate = torch.exp(torch.arange(0, 16, 2).double() * -(math.log(10_000.0) / 16))
+    torch.testing.assert_close(far[0, 0, 0::2], torch.sin(-9 * rate), rtol=0, atol=1e-6)
+    torch.testing.assert_close(far[0, 0, 1::2], torch.cos(-9 * rate), rtol=0, atol=1e-6)
 
 
 def test_a_window_answers_alike_wherever_in_the_stream_it_is():
