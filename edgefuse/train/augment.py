@@ -16,6 +16,8 @@ from torch import Generator, Tensor
 
 from edgefuse.frontend.log_mel import KALDI_80, FrontendSpec, hz_to_mel
 
+FLUTTER = 0.4  # nepers: of stationary noise in a mel bin, which averages some FFT bins
+QUIETEST = 0.05  # the share of a recording's frames in which nobody speaks, at the least
 DB_TO_LOG_POWER = math.log(10.0) / 10.0
 
 
@@ -27,6 +29,8 @@ class Augmentation:
     vocal_tract: float = 0.15  # frequencies from 1 - vocal_tract to 1 + vocal_tract times as high
     gain_db: float = 10.0
     channel_db: float = 6.0  # of a tilt, and of each of two ripples, over the whole band
+    pause_share: float = 0.2  # of the utterances: nothing is said for a while, before and behind
+    longest_pause_frames: int = 80
     noise_share: float = 0.3  # of the utterances
     noise_lowest_snr_db: float = 10.0
     noise_highest_snr_db: float = 35.0
@@ -43,8 +47,10 @@ def draw_tempo(how: Augmentation, draw: Generator) -> float:
 
 
 def augment(features: Tensor, how: Augmentation, draw: Generator) -> Tensor:
-    """Another voice in another room: (T, 80) to (T, 80), not normalized on either side."""
+    """Another voice in another room: (T, 80) to (T, 80), or longer by pauses; not normalized on either side."""
     features = warp_vocal_tract(features, _uniform(draw, 1 - how.vocal_tract, 1 + how.vocal_tract))
+    if _uniform(draw, 0, 1) < how.pause_share:
+        features = _with_pauses(features, how, draw)
     features = features + _channel(features.shape[1], how, draw)
     if _uniform(draw, 0, 1) < how.noise_share:
         features = _add_noise(features, _uniform(draw, how.noise_lowest_snr_db, how.noise_highest_snr_db), draw)
@@ -72,6 +78,14 @@ def warp_vocal_tract(features: Tensor, factor: float, spec: FrontendSpec = KALDI
     return features[:, below] * (1 - share) + features[:, below + 1] * share
 
 
+def _with_pauses(features: Tensor, how: Augmentation, draw: Generator) -> Tensor:
+    """The quiet of the recording itself before and behind it: (T, 80) to (T + pauses, 80)."""
+    quiet = features.quantile(QUIETEST, dim=0)
+    before, behind = (int(torch.randint(0, how.longest_pause_frames + 1, (), generator=draw)) for _ in range(2))
+    pause = quiet + FLUTTER * torch.randn((before + behind, features.shape[1]), generator=draw)
+    return torch.cat((pause[:before], features, pause[before:]))
+
+
 def _channel(bins: int, how: Augmentation, draw: Generator) -> Tensor:
     """A gain and a smooth curve over mel (80,), in log power."""
     x = torch.linspace(-1, 1, bins)
@@ -90,7 +104,7 @@ def _add_noise(features: Tensor, snr_db: float, draw: Generator) -> Tensor:
     colour += _uniform(draw, -1.0, 1.0) * (math.pi * x + _uniform(draw, 0, 2 * math.pi)).cos()
     colour -= colour.exp().mean().log()
     level = features.exp().mean().log() - snr_db * DB_TO_LOG_POWER
-    flutter = 0.4 * torch.randn(features.shape, generator=draw)  # of a mel bin that averages some FFT bins
+    flutter = FLUTTER * torch.randn(features.shape, generator=draw)
     return torch.logaddexp(features, level + colour + flutter)
 
 

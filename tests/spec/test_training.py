@@ -25,7 +25,9 @@ from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
 
 TOKENS = character_tokens()
-NO_AUGMENTATION = Augmentation(tempo=0, vocal_tract=0, gain_db=0, channel_db=0, noise_share=0, frequency_masks=0, time_masks=0)
+NO_AUGMENTATION = Augmentation(
+    tempo=0, vocal_tract=0, gain_db=0, channel_db=0, pause_share=0, noise_share=0, frequency_masks=0, time_masks=0
+)
 QUICK = Recipe(characters_first=0.0, vocabulary_size=len(TOKENS), epochs=4, batch_seconds=8.0, augmentation=NO_AUGMENTATION)
 SMALL = EncoderConfig(
     vocabulary_size=len(TOKENS), dimension=32, layers=1, heads=2, feed_forward=64, kernel=3, subsampling_channels=8
@@ -276,6 +278,16 @@ def test_the_learning_rate_warms_up_and_ends_low() -> None:
     assert factors.index(max(factors)) == pytest.approx(80, abs=1)
     assert max(factors) == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_pauses_are_as_quiet_as_the_recording_and_leave_its_speech_as_it_is() -> None:
+    features = torch.randn(100, 80, generator=Generator().manual_seed(0)) + 10
+    features[:10] = 2.0
+    how = replace(NO_AUGMENTATION, pause_share=1.0, longest_pause_frames=50)
+    longer = augment(features, how, Generator().manual_seed(1))
+    assert 100 < len(longer) <= 200
+    begins = next(first for first in range(len(longer)) if torch.allclose(longer[first : first + 100], features, atol=1e-3))
+    assert (torch.cat((longer[:begins], longer[begins + 100 :])).mean() - 2.0).abs() < 0.2
 
 
 def test_a_training_begins_with_characters_alone() -> None:
