@@ -26,16 +26,16 @@ class Augmentation:
     """How far each draw may go; all are uniform."""
 
     tempo: float = 0.12  # from 1 - tempo to 1 + tempo times as fast
-    vocal_tract: float = 0.15  # frequencies from 1 - vocal_tract to 1 + vocal_tract times as high
+    vocal_tract: float = 0.2  # frequencies from 1 - vocal_tract to 1 + vocal_tract times as high
     gain_db: float = 10.0
-    channel_db: float = 6.0  # of a tilt, and of each of two ripples, over the whole band
+    channel_db: float = 10.0  # of a tilt, and of each of two ripples, over the whole band
     pause_share: float = 0.2  # of the utterances: nothing is said for a while, before and behind
     longest_pause_frames: int = 80
-    noise_share: float = 0.3  # of the utterances
+    noise_share: float = 0.5  # of the utterances
     noise_lowest_snr_db: float = 10.0
     noise_highest_snr_db: float = 35.0
     frequency_masks: int = 2
-    frequency_mask_bins: int = 15
+    frequency_mask_bins: int = 20
     time_masks: int = 2
     time_mask_frames: int = 20
     time_mask_share: float = 0.08  # of the utterance, per mask at most
