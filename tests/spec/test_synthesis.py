@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import soundfile
 from click.testing import CliRunner
 from scipy import signal
 
-from edgefuse_calibration import synthesize
+from edgefuse.speech import read_speech
+from edgefuse_calibration import choose, synthesize
 from edgefuse_calibration.acoustics import (
     SAMPLE_RATE,
     Scene,
@@ -280,3 +282,44 @@ def test_a_corpus_does_not_depend_on_the_number_of_jobs_nor_on_an_interruption(
     assert sorted(path.relative_to(again) for path in again.rglob("*.*")) == written
     assert [path for path in written if (once / path).read_bytes() != (again / path).read_bytes()] == []
     assert len(load_cuts(once, "dev")) == 5
+
+
+@pytest.fixture
+def small_corpus(tmp_path: Path) -> Path:
+    """Forty utterances of four voices, longer and louder from one to the next."""
+    clips = []
+    for number in range(40):
+        identity, speaker = f"train-{number:06}", f"flite/{'abcd'[number % 4]}"
+        clip = clip_in(tmp_path, identity, speaker)
+        sound = tone(200, 0.5 + number / 20) * (0.01 + number / 50)
+        soundfile.write(tmp_path / clip.path, sound, SAMPLE_RATE, subtype="PCM_16")
+        clips.append(replace(clip, samples=len(sound)))
+    write_manifests(tmp_path, "train", clips)
+    (tmp_path / "recipe.json").write_text("{}")
+    return tmp_path
+
+
+def test_what_is_chosen_to_calibrate_on_is_of_every_voice_length_and_loudness(small_corpus: Path, tmp_path: Path) -> None:
+    chosen = choose.choose(small_corpus, tmp_path / "set", count=12, seed=1, which="train")
+    assert {each.voice for each in chosen} == {f"flite/{voice}" for voice in "abcd"}
+    seconds, loudness = ([getattr(each, name) for each in chosen] for name in ("seconds", "loudness_db"))
+    assert max(seconds) - min(seconds) > 1
+    assert max(loudness) - min(loudness) > 6
+    described = tomllib.loads((tmp_path / "set" / "set.toml").read_text())["utterance"]
+    speech = read_speech(tmp_path / "set")
+    assert [(each["id"], each["sha256"]) for each in described] == [(u.identity, u.sha256) for u in speech.utterances]
+
+
+def test_the_choice_depends_on_the_seed_alone(small_corpus: Path, tmp_path: Path) -> None:
+    names = ("one", "again", "other")
+    for name, seed in zip(names, (1, 1, 2), strict=True):
+        choose.choose(small_corpus, tmp_path / name, count=6, seed=seed, which="train")
+    one, again, other = ((tmp_path / name / "set.toml").read_bytes() for name in names)
+    assert one == again != other
+
+
+def test_a_corpus_without_that_set_is_told_in_words(small_corpus: Path, tmp_path: Path) -> None:
+    ended = CliRunner().invoke(choose.main, [str(small_corpus), str(tmp_path / "set"), "--set", "dev"])
+    assert ended.exit_code == 1
+    assert "has no set 'dev'" in ended.output
+    assert "Traceback" not in ended.output
