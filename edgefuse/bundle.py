@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgefuse.frontend.log_mel import FrontendSpec
 from edgefuse.model.config import EncoderConfig
+from edgefuse.quantize.scheme import Scheme, scheme_of
 from edgefuse.values import (
     INPUTS,
     PRECISIONS,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,14 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantized:
+    """By which scheme the artifacts of a bundle were quantized, and on which speech they were calibrated ("" on none)."""
+
+    scheme: Scheme
+    calibration: str
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """A folder that an application can be built from.
 
@@ -138,6 +147,7 @@ class Bundle:
         checkpoint: digest of the checkpoint.
         folded: digest of the folded model.
         precision: of every artifact in it.
+        quantization: the scheme and the digest of its calibration speech, where the precision is not a float.
         hears: what every artifact in it hears: features, or samples, the front end being inside then.
         frontend: from samples to features.
         folds: how many sites were folded.
@@ -155,6 +165,7 @@ class Bundle:
     checkpoint: str
     folded: str
     precision: Precision
+    quantization: Quantized | None
     hears: Input
     frontend: Frontend
     folds: int
@@ -182,6 +193,8 @@ def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str,
             "artifacts": {export.artifact.target: export.digest for export in bundle.exports},
         },
         "precision": bundle.precision,
+        "quantization": bundle.quantization
+        and {"scheme": bundle.quantization.scheme.to_json(), "calibration": bundle.quantization.calibration},
         "input": bundle.hears,
         "frontend": {
             "formula": "features = (log_mel(samples) - mean) * istd",
@@ -218,6 +231,7 @@ def from_json(folder: Path, fields: Mapping[str, Any], tokens: tuple[str, ...], 
         checkpoint=fields["lineage"]["checkpoint"],
         folded=fields["lineage"]["folded"],
         precision=_precision(fields["precision"]),
+        quantization=_quantized(fields["quantization"]),
         hears=INPUTS[INPUTS.index(fields["input"])],  # a ValueError for any other word
         frontend=Frontend(FrontendSpec(**frontend), tuple(fields["frontend"]["mean"]), tuple(fields["frontend"]["istd"])),
         folds=fields["plan"]["folded_sites"],
@@ -239,6 +253,7 @@ def _export_to_json(folder: Path, export: Export) -> dict[str, Any]:
         "digest": export.digest,
         "entries": {name: _entry_to_json(artifact, name) for name in artifact.inputs},
         "structure": structure_to_json(export.structure),
+        "precision": {"layers": dict(artifact.layers), "kept": dict(artifact.kept)},
         "findings": {mode: dataclasses.asdict(findings) for mode, findings in export.findings.items()},
         "verdict": verdict_to_json(export.verdict),
     }
@@ -251,6 +266,7 @@ def structure_to_json(structure: Structure) -> dict[str, Any]:
         "normalizations": list(structure.normalizations),
         "partitions": structure.partitions,
         "outside": dict(sorted(structure.outside.items())),
+        "layers": dict(sorted(structure.layers.items())),
     }
 
 
@@ -288,6 +304,8 @@ def _export_from_json(folder: Path, bundle: Mapping[str, Any], fields: Mapping[s
         inputs={name: _specs(entry["inputs"]) for name, entry in fields["entries"].items()},
         outputs={name: _specs(entry["outputs"]) for name, entry in fields["entries"].items()},
         parent=bundle["lineage"]["folded"],
+        layers=fields["precision"]["layers"],
+        kept=fields["precision"]["kept"],
         streaming={name: _streaming(entry["streaming"]) for name, entry in fields["entries"].items() if "streaming" in entry},
     )
     structure = Structure(**{**fields["structure"], "normalizations": tuple(fields["structure"]["normalizations"])})
@@ -311,6 +329,10 @@ def _streaming(fields: Mapping[str, Any]) -> Streaming:
         held=tuple(fields["held"]),
         overlap=fields["overlap_samples"],
     )
+
+
+def _quantized(fields: Mapping[str, Any] | None) -> Quantized | None:
+    return None if fields is None else Quantized(scheme_of(fields["scheme"]), fields["calibration"])
 
 
 def _precision(name: str) -> Precision:

@@ -15,11 +15,12 @@ import click
 from edgefuse import __version__
 from edgefuse.atomic import FORBIDDEN, FULL
 from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, NotWritable, UsageError
-from edgefuse.values import INPUTS, PRECISIONS
+from edgefuse.values import FLOAT, INPUTS, PRECISIONS
 
 if TYPE_CHECKING:
     from edgefuse.decode.spelling import Said
     from edgefuse.lower import Chunks
+    from edgefuse.quantize.scheme import Scheme
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
     from edgefuse.values import Input, Precision
@@ -117,7 +118,10 @@ def fold(
 @click.argument("checkpoint", type=PATH)
 @click.option("--target", "-t", "targets", multiple=True, help="See `edgefuse targets`; may be given several times.")
 @click.option("--all", "every", is_flag=True, help="Every target.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--precision", metavar="NAME|FILE", default="fp32", show_default=True, help=f"{', '.join(PRECISIONS[:-1])}, or a scheme file."
+)
+@click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance; may be given several times.  [default: 5.12]")
 @click.option("--chunk-ms", type=float, help="Stream, in chunks of so long; with --seconds, both in one artifact.")
 @left_context_option
@@ -140,7 +144,8 @@ def export(
     checkpoint: Path,
     targets: tuple[str, ...],
     every: bool,
-    precision: Precision,
+    precision: str,
+    calibration: Path | None,
     seconds: tuple[float, ...],
     chunk_ms: float | None,
     left_context_ms: float,
@@ -159,13 +164,43 @@ def export(
     from edgefuse.report import rows, terminal
 
     shapes = _shapes(seconds, chunk_ms, left_context_ms, held=state == "held")
-    order = Order(chosen, precision, *shapes, hears, speech, baseline)
+    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration)
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
         click.echo("\n".join([*rows.streaming_lines(verified.bundle), f"Bundle: {output}"]))
+
+
+@cli.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--speech", type=PATH, required=True, help="A folder of speech with its manifest; never one that is tested on.")
+@click.option("--seconds", type=float, multiple=True, help="Of whole utterances, if not only of chunks.")
+@click.option("--chunk-ms", type=float, help="Of chunks of so long, with their real caches.")
+@left_context_option
+@output_options
+@verbose_option
+@json_option
+def calibrate(
+    checkpoint: Path,
+    speech: Path,
+    seconds: tuple[float, ...],
+    chunk_ms: float | None,
+    left_context_ms: float,
+    output: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Take the ranges of the values of CHECKPOINT, folded, while it hears speech; `export --calibration` reads them."""
+    from edgefuse.pipeline import calibrate as run
+    from edgefuse.report import rows, terminal
+
+    seen = run(checkpoint, speech, output, *_shapes(seconds, chunk_ms, left_context_ms), overwrite=overwrite, tell=terminal.step)
+    if as_json:
+        terminal.show_json(rows.calibration_json(seen))
+    else:
+        terminal.show_table(rows.RANGES, rows.range_rows(seen))
 
 
 @cli.command()
@@ -489,6 +524,16 @@ def _in_words(error: EdgefuseError | click.ClickException | OSError | ModuleNotF
     if error.errno in FORBIDDEN:
         return NotWritable(sentence, hint="Check the permissions.")
     return EdgefuseError(sentence, hint="Check the path and the disk.")
+
+
+def _precision(told: str) -> Precision | Scheme:
+    """A float precision, a named scheme, or a scheme file."""
+    from edgefuse.quantize.scheme import SCHEMES, read_scheme
+
+    for name in FLOAT:
+        if name == told:
+            return name
+    return SCHEMES.get(told) or read_scheme(Path(told))
 
 
 def _targets(chosen: tuple[str, ...], *, every: bool) -> tuple[str, ...]:

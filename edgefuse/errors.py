@@ -34,7 +34,10 @@
     ├── FoldInexact                    60   the fold's float64 error is above its bound
     ├── GateFailed                     61   an artifact does not pass verification
     ├── TrainingDiverged               70   NaN loss
-    └── BadHotwords                    80   a file of hotwords that cannot be used
+    ├── BadHotwords                    80   a file of hotwords that cannot be used
+    └── QuantizationError
+        ├── BadScheme                  90   a scheme that cannot be read, or that this model or target lacks the layers for
+        └── BadCalibration             91   calibration speech or ranges that cannot be used
 
 Ctrl-C ends with 130, as everywhere. Only `edgefuse.cli` catches these.
 """
@@ -248,3 +251,19 @@ class BadHotwords(EdgefuseError):
     """Hotwords that cannot be read, or that the model cannot write."""
 
     exit_code = 80
+
+
+class QuantizationError(EdgefuseError):
+    """Something is wrong with a scheme, or with what it was calibrated on."""
+
+
+class BadScheme(QuantizationError):
+    """A scheme that cannot be read, or that names what is not there."""
+
+    exit_code = 90
+
+
+class BadCalibration(QuantizationError):
+    """Speech that ranges cannot be taken from, or ranges that cannot be used."""
+
+    exit_code = 91

@@ -12,19 +12,23 @@ import torch
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse import store
+from edgefuse.atomic import draft
 from edgefuse.bench.pace import Pace, pace, pace_against
-from edgefuse.bundle import Bundle, Export
+from edgefuse.bundle import Bundle, Export, Quantized
 from edgefuse.errors import GateFailed, Refused, UsageError
 from edgefuse.fold import fold
 from edgefuse.foreign import in_words
 from edgefuse.listen import load
 from edgefuse.lower import Chunks, lower
 from edgefuse.packages import versions
+from edgefuse.quantize.calibrate import Calibration, calibration_of, has_ranges, write_ranges
+from edgefuse.quantize.calibrate import calibrate as take_ranges
+from edgefuse.quantize.scheme import Scheme
 from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.refold import fold_exactly
-from edgefuse.speech import read_speech, shipped
+from edgefuse.speech import TestSet, read_speech, shipped
 from edgefuse.target import Target, find
-from edgefuse.values import Artifact, Fold, FoldedModel, Input, Precision, Program, Refusal
+from edgefuse.values import Artifact, Fold, FoldedModel, Input, Precision, Program, Quantization, Refusal
 from edgefuse.verify.examine import examine
 from edgefuse.verify.gate import judge
 from edgefuse.verify.reference import refer
@@ -47,9 +51,10 @@ class Order:
 
     Attributes:
         targets: names on the shelf.
-        precision: of every artifact.
+        precision: of every artifact, or the scheme by which they are quantized.
         seconds: longest utterances, one entry each.
         chunks: streaming entries.
+        calibration: a folder of speech, or of ranges taken from one, where a scheme needs ranges.
         hears: what the artifacts hear: features, or samples, the front end being inside then.
         speech: the folder of the test set; the shipped one by default.
         baseline: another checkpoint, say the LayerNorm Conformer that this one replaces: it is exported to the same targets,
@@ -57,12 +62,13 @@ class Order:
     """
 
     targets: tuple[str, ...]
-    precision: Precision = "fp32"
+    precision: Precision | Scheme = "fp32"
     seconds: tuple[float, ...] = SECONDS
     chunks: tuple[Chunks, ...] = ()
     hears: Input = "features"
     speech: Path | None = None
     baseline: Path | None = None
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +94,13 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
         other = _lower(fold(checkpoints.read(order.baseline)), order) if order.baseline else None
     with tell("Folding"):
         folded, exact = fold_exactly(folder, checkpoint)
+    test_set = read_speech(order.speech or shipped())
     program, frontend = _lower(folded, order), frontend_of(checkpoint)
+    if isinstance(order.precision, Scheme):
+        with tell("Calibrating"):
+            program = _quantize(program, folded, order.precision, order.calibration, test_set)
     _require_honoured(program, shelf)
     with tell("Listening to the test set in PyTorch"):
-        test_set = read_speech(order.speech or shipped())
         heard = hear(test_set, frontend)
         references = {mode.name: refer(checkpoint, folded, frontend, heard, mode) for mode in program.modes}
     with store.new_bundle(output, overwrite=overwrite) as draft:
@@ -101,7 +110,8 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
             tokens=checkpoint.tokens,
             checkpoint=folded.parent,
             folded=folded.digest,
-            precision=order.precision,
+            precision=program.precision,
+            quantization=_told(program.quantization),
             hears=order.hears,
             frontend=frontend,
             folds=sum(isinstance(site, Fold) for site in folded.plan),
@@ -141,6 +151,26 @@ def verify(folder: Path, *, targets: Sequence[str] = (), speech: Path | None = N
     return Verified(bundle, _verify(bundle, artifacts, heard, tell), {})
 
 
+def calibrate(
+    folder: Path,
+    speech: Path,
+    output: Path,
+    seconds: Sequence[float],
+    chunks: Sequence[Chunks],
+    *,
+    overwrite: bool = False,
+    tell: Tell = silent,
+) -> Calibration:
+    """Take the ranges of a checkpoint, folded, on speech, and write them."""
+    with draft(output, overwrite=overwrite, is_ours=has_ranges) as place:
+        with tell("Folding"):
+            folded, _ = fold_exactly(folder, checkpoints.read(folder))
+        with tell("Listening"):
+            seen = take_ranges(folded, lower(folded, seconds, "fp32", chunks), read_speech(speech))
+        write_ranges(place, seen)
+    return seen
+
+
 def soak(path: Path, folder: Path, minutes: int, *, speech: Path | None = None, tell: Tell = silent) -> tuple[Artifact, Soaked]:
     """Feed an artifact one long utterance, and compare with the checkpoint in `folder` that it was made of.
 
@@ -160,7 +190,26 @@ def soak(path: Path, folder: Path, minutes: int, *, speech: Path | None = None, 
 
 
 def _lower(folded: FoldedModel, order: Order) -> Program:
-    return lower(folded, order.seconds, order.precision, order.chunks, order.hears)
+    precision = "fp32" if isinstance(order.precision, Scheme) else order.precision
+    return lower(folded, order.seconds, precision, order.chunks, order.hears)
+
+
+def _quantize(program: Program, folded: FoldedModel, scheme: Scheme, place: Path | None, test_set: TestSet) -> Program:
+    """Ask for fewer bits."""
+    ranges: dict[str, Mapping[str, tuple[float, float]]] = {}
+    digest = ""
+    if scheme.calibrated:
+        if place is None:
+            raise UsageError(f"{scheme.name} needs ranges.", hint="Say on which speech: --calibration SPEECH")
+        calibration = calibration_of(place, folded, program, test_set)
+        digest = calibration.speech
+        for mode in program.modes:
+            ranges |= dict.fromkeys(mode.inputs, calibration.ranges(mode.name, scheme.clipping))
+    return dataclasses.replace(program, precision=scheme.precision, quantization=Quantization(scheme, ranges, digest))
+
+
+def _told(quantization: Quantization | None) -> Quantized | None:
+    return None if quantization is None else Quantized(quantization.scheme, quantization.calibration)
 
 
 def _require_honoured(program: Program, shelf: Mapping[str, Target]) -> None:
@@ -188,9 +237,8 @@ def _verify(bundle: Bundle, artifacts: Sequence[Artifact], heard: Sequence[Heard
             structure,
             findings,
             bundle.references,
-            target=name,
+            artifact=artifact,
             how=session.how,
-            precision=bundle.precision,
             hears=bundle.hears,
             norm_free=not bundle.refusals,
             digest=digest,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgefuse.model.config import EncoderConfig
+    from edgefuse.quantize.scheme import LayerPrecision, Scheme
 
-Precision = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-a16", "mixed"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+FLOAT: tuple[Precision, ...] = ("fp32", "fp16")  # the others are quantized, as a scheme says
 Input = Literal["features", "pcm"]  # what the entries of an artifact hear
 INPUTS: tuple[Input, ...] = ("features", "pcm")
 ENCODER_HOP_MS = 40  # one encoder frame
@@ -151,18 +153,35 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantization:
+    """Fewer bits for a program.
+
+    Attributes:
+        scheme: which layer gets how many.
+        ranges: per entry, of each point that calibration saw, the smallest and the largest value to be told apart.
+        calibration: digest of the speech that the ranges come from; "" where the scheme needs none.
+    """
+
+    scheme: Scheme
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]]
+    calibration: str
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """The deployment graphs of one folded model at one precision.
 
     Attributes:
-        entries: at least one, shortest first.
+        entries: at least one, shortest first; their graphs are float32 whatever the precision.
         precision: of the arithmetic; inputs and outputs are float32 always.
         parent: digest of the folded model.
+        quantization: what a target is asked to do with the graphs, where the precision is not a float.
     """
 
     entries: tuple[Entry, ...]
     precision: Precision
     parent: str
+    quantization: Quantization | None = None
 
     @property
     def streaming(self) -> Mapping[str, Streaming]:
@@ -187,6 +206,8 @@ class Artifact:
         outputs: per entry, the specs of its outputs.
         parent: digest of the folded model.
         streaming: of each entry that streams, how.
+        layers: where it is quantized, what each layer is asked to be.
+        kept: why a layer is asked to be something else than its scheme says, in words.
     """
 
     target: str
@@ -196,6 +217,8 @@ class Artifact:
     outputs: Mapping[str, tuple[TensorSpec, ...]]
     parent: str
     streaming: Mapping[str, Streaming] = field(default_factory=dict)
+    layers: Mapping[str, LayerPrecision] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -228,12 +251,14 @@ class Structure:
             constants in a row, a mean with a reciprocal root), in words; empty is what we are out for.
         partitions: delegated pieces of the entry that has most, where the runtime delegates.
         outside: operators outside every delegate, in all entries, where the runtime delegates.
+        layers: linears and convolutions of all entries by what they are in the artifact.
     """
 
     operators: Mapping[str, int]
     normalizations: tuple[str, ...]
     partitions: int | None = None
     outside: Mapping[str, int] = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

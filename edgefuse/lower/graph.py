@@ -33,6 +33,23 @@ from edgefuse.model.streaming import Context, positions_within
 HIDDEN = 10_000.0  # subtracted from the score of a hidden key: exp(-10000) is zero, and the value fits fp16
 
 
+class Point(nn.Module):
+    """A value whose range can be observed and whose bits can be fewer; it computes nothing.
+
+    `into` are the linears and convolutions beside it in the same module that take it, `of` the one that makes it, a ReLU that
+    runtimes fuse into it included; `line` is its own line in a scheme, if it has one.
+    """
+
+    def __init__(self, *into: str, of: str = "", line: str = "") -> None:
+        """Name what is on either side."""
+        super().__init__()
+        self.into, self.of, self.line = into, of, line
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The value itself."""
+        return x
+
+
 class DeploymentGraph(nn.Module):
     """features (1, 4T, mels), length (1,) -> logits (1, T, vocabulary_size).
 
@@ -49,8 +66,7 @@ class DeploymentGraph(nn.Module):
         table = encoder.table[:, :frames]
         self.subsampling = _Subsampling(encoder.subsampling)
         self.blocks = nn.ModuleList([_Block(block, table) for block in encoder.blocks if isinstance(block, Block)])
-        self.norm = _norm(encoder.norm)
-        self.ctc = encoder.ctc
+        self.head = _Head(encoder)
         self.register_buffer("last_frame", torch.arange(1.0, frames + 1)[None, None])
         self.register_buffer("score", torch.tensor([HIDDEN]))  # a number in the code would be cast in an fp16 graph
 
@@ -60,8 +76,7 @@ class DeploymentGraph(nn.Module):
         x = self.subsampling(F.pad(features, (0, 0, SUBSAMPLING_HISTORY, 0)))
         for block in self.blocks:
             x = block(x, hidden)
-        logits: Tensor = self.ctc(self.norm(x))
-        return logits
+        return self.head(x)  # type: ignore[no-any-return]
 
 
 class StreamingGraph(nn.Module):
@@ -85,8 +100,7 @@ class StreamingGraph(nn.Module):
         self.subsampling = _Subsampling(encoder.subsampling)
         table = positions_within(encoder.table, reach, Context(chunk, left))
         self.blocks = nn.ModuleList([_Block(block, table) for block in encoder.blocks if isinstance(block, Block)])
-        self.norm = _norm(encoder.norm)
-        self.ctc = encoder.ctc
+        self.head = _Head(encoder)
         frames = torch.arange(reach, dtype=torch.float32)[None, None] - left  # 0 is the chunk's first
         self.register_buffer("first_frame", frames)
         self.register_buffer("last_frame", frames + 1)
@@ -105,7 +119,17 @@ class StreamingGraph(nn.Module):
         for block, keys, values, inputs in zip(blocks, caches[::3], caches[1::3], caches[2::3], strict=True):
             x, *renewed = block.stream(x, hidden, keys, values, inputs)
             following += renewed
-        return (self.ctc(self.norm(x)), *following)
+        return (self.head(x), *following)
+
+
+class _Head(nn.Module):
+    def __init__(self, source: Encoder) -> None:
+        super().__init__()
+        self.norm, self.ctc = _norm(source.norm), source.ctc
+        self.encoded, self.logits = Point("ctc"), Point(of="ctc", line="logits")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.ctc(self.encoded(self.norm(x))))  # type: ignore[no-any-return]
 
 
 class _Subsampling(nn.Module):
@@ -114,12 +138,16 @@ class _Subsampling(nn.Module):
         self.conv1, self.conv2 = _conv2d(source.conv1), _conv2d(source.conv2)
         self.linear = _linear(source.linear)
         self.scale = source.scale
+        self.features, self.first = Point("conv1", line="features"), Point("conv2", of="conv1")
+        self.second, self.flat, self.embedded = Point(of="conv2"), Point("linear"), Point(of="linear")
 
     def forward(self, frames: Tensor) -> Tensor:
         """(1, SUBSAMPLING_HISTORY + 4T, mels) to (1, T, d)."""
-        x = frames.reshape(1, 1, frames.shape[1], frames.shape[2])
-        x = F.relu(self.conv2(F.relu(self.conv1(x)))).permute(0, 2, 3, 1)
-        embedded: Tensor = self.linear(x.reshape(1, x.shape[1], x.shape[2] * x.shape[3]))
+        x = self.features(frames.reshape(1, 1, frames.shape[1], frames.shape[2]))
+        x = self.first(F.relu(self.conv1(x)))
+        x = self.second(F.relu(self.conv2(x))).permute(0, 2, 3, 1)
+        x = self.flat(x.reshape(1, x.shape[1], x.shape[2] * x.shape[3]))
+        embedded: Tensor = self.embedded(self.linear(x))
         return embedded if self.scale == 1.0 else embedded * self.scale
 
 
@@ -132,22 +160,23 @@ class _Block(nn.Module):
         self.convolution = _Convolution(source.convolution)
         self.norm_final = _norm(source.norm_final)
         self.half_step = source.half_step
+        self.sum1, self.sum2, self.sum3, self.sum4 = (Point(line="residual") for _ in range(4))
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        x = x + self._step(self.macaron(x))
-        x = x + self.attention(self.norm_attention(x), hidden)
-        x = x + self.convolution(x)
-        x = x + self._step(self.feed_forward(x))
+        x = self.sum1(x + self._step(self.macaron(x)))
+        x = self.sum2(x + self.attention(self.norm_attention(x), hidden))
+        x = self.sum3(x + self.convolution(x))
+        x = self.sum4(x + self._step(self.feed_forward(x)))
         return self.norm_final(x)  # type: ignore[no-any-return]
 
     def stream(self, x: Tensor, hidden: Tensor, keys: Tensor, values: Tensor, inputs: Tensor) -> tuple[Tensor, ...]:
         """The same for a chunk: x, and the caches as the next chunk wants them."""
-        x = x + self._step(self.macaron(x))
+        x = self.sum1(x + self._step(self.macaron(x)))
         mixed, keys, values = self.attention.stream(self.norm_attention(x), hidden, keys, values)
-        x = x + mixed
+        x = self.sum2(x + mixed)
         convolved, inputs = self.convolution.stream(x, inputs)
-        x = x + convolved
-        x = x + self._step(self.feed_forward(x))
+        x = self.sum3(x + convolved)
+        x = self.sum4(x + self._step(self.feed_forward(x)))
         return self.norm_final(x), keys, values, inputs
 
     def _step(self, x: Tensor) -> Tensor:
@@ -159,13 +188,20 @@ class _FeedForward(nn.Module):
         super().__init__()
         self.norm, self.activation = _norm(source.norm), source.activation
         self.w1, self.w2 = _linear(source.w1), _linear(source.w2)
+        self.input, self.output = Point("w1"), Point(of="w2")
+        self.expanded, self.hidden = _around(source.activation, "w1", "w2")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.activation(self.w1(self.norm(x))))  # type: ignore[no-any-return]
+        hidden = self.hidden(self.activation(self.expanded(self.w1(self.input(self.norm(x))))))
+        return self.output(self.w2(hidden))  # type: ignore[no-any-return]
 
 
 class _Attention(nn.Module):
-    """softmax(q (k + p)' + bias) v, with p and the bias of each key as constants."""
+    """softmax(q (k + p)' + bias) v, with p and the bias of each key as constants.
+
+    The three linears take their input each through the same point: ExecuTorch cuts a delegate in two where they share one that
+    is quantized.
+    """
 
     p: Tensor
     bias: Tensor
@@ -178,6 +214,11 @@ class _Attention(nn.Module):
         )
         self.heads, self.head_dimension, self.scale = source.heads, source.head_dimension, source.scale
         self.relative = source.relative
+        self.input, self.mixed, self.mix = Point("query", "key", "value"), Point("output"), Point(of="output")
+        self.queries, self.keys, self.values = Point(of="query"), Point(of="key"), Point(of="value")
+        self.asked, self.placed, self.valued, self.scores, self.weights, self.product = (
+            Point(line="attention") for _ in range(6)
+        )
         with torch.no_grad():
             if self.relative:
                 p = source.position(table, torch.ones(table.shape[:2], dtype=torch.bool))
@@ -187,22 +228,26 @@ class _Attention(nn.Module):
                 self.register_buffer("u", source.u.flatten().clone())
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        return self._attend(x, self.key(x), self.value(x), hidden)
+        return self._attend(x, self.keys(self.key(self.input(x))), self.values(self.value(self.input(x))), hidden)
 
     def stream(self, x: Tensor, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same for a chunk, over the cached keys and values (1, left, d) as well: the mix, and both caches renewed."""
-        keys, values = torch.cat((keys, self.key(x)), dim=1), torch.cat((values, self.value(x)), dim=1)
+        keys = torch.cat((keys, self.keys(self.key(self.input(x)))), dim=1)
+        values = torch.cat((values, self.values(self.value(self.input(x)))), dim=1)
         return self._attend(x, keys, values, hidden), keys[:, x.shape[1] :], values[:, x.shape[1] :]
 
     def _attend(self, x: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
         if self.relative:
             keys, hidden = keys + self.p, hidden + self.bias
-        scores = torch.bmm(self._split(self._queries(x)), self._split(keys).transpose(1, 2)) + hidden
-        mixed = torch.bmm(torch.softmax(scores, dim=-1), self._split(values))
-        return self.output(mixed.transpose(0, 1).reshape(x.shape))  # type: ignore[no-any-return]
+        queries, keys = self.asked(self._split(self._queries(x))), self.placed(self._split(keys).transpose(1, 2))
+        scores = self.scores(torch.bmm(queries, keys)) + hidden
+        weights = self.weights(torch.softmax(scores, dim=-1))
+        product = self.product(torch.bmm(weights, self.valued(self._split(values))))
+        mixed = self.mixed(product.transpose(0, 1).reshape(x.shape))
+        return self.mix(self.output(mixed))  # type: ignore[no-any-return]
 
     def _queries(self, x: Tensor) -> Tensor:
-        q: Tensor = self.query(x)
+        q: Tensor = self.queries(self.query(self.input(x)))
         q = q + self.u if hasattr(self, "u") else q
         return q if self.scale == 1.0 else q * self.scale
 
@@ -212,16 +257,22 @@ class _Attention(nn.Module):
 
 
 class _Convolution(nn.Module):
+    silence: Tensor
+
     def __init__(self, source: Convolution) -> None:
         super().__init__()
         self.norm, self.gate, self.activation = _norm(source.norm), source.gate, source.activation
         self.pointwise1, self.pointwise2 = _linear(source.pointwise1), _linear(source.pointwise2)
-        self.history = source.depthwise.history
         self.depthwise = _as_conv2d(source.depthwise.conv)
         self.depthwise_norm = _norm(source.depthwise.norm)
+        conv = source.depthwise.conv
+        self.register_buffer("silence", torch.zeros(1, source.depthwise.history, conv.in_channels, dtype=conv.weight.dtype))
+        self.input, self.inputs, self.output = Point("pointwise1"), Point("depthwise"), Point(of="pointwise2")
+        self.expanded, self.gated = _around(source.gate, "pointwise1")
+        self.filtered, self.activated = Point(of="depthwise"), Point("pointwise2")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(F.pad(self._inputs(x), (0, 0, self.history, 0)))
+        return self.stream(x, self.silence)[0]
 
     def stream(self, x: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The same for a chunk, after the last inputs of the depthwise convolution (1, kernel - 1, w); and these renewed."""
@@ -229,16 +280,16 @@ class _Convolution(nn.Module):
         return self._convolve(inputs), inputs[:, x.shape[1] :]
 
     def _inputs(self, x: Tensor) -> Tensor:
-        return self.gate(self.pointwise1(self.norm(x)))  # type: ignore[no-any-return]
+        return self.gated(self.gate(self.expanded(self.pointwise1(self.input(self.norm(x))))))  # type: ignore[no-any-return]
 
     def _convolve(self, x: Tensor) -> Tensor:
-        x = self.depthwise(x.reshape(1, 1, x.shape[1], x.shape[2]).permute(0, 3, 1, 2))
+        x = self.depthwise(self.inputs(x.reshape(1, 1, x.shape[1], x.shape[2]).permute(0, 3, 1, 2)))
         if isinstance(self.depthwise_norm, nn.Identity):
             x = self.activation(x)  # before the axes move back: runtimes fuse it into the convolution
-        x = x.permute(0, 2, 3, 1).reshape(1, x.shape[3], x.shape[1])
+        x = self.filtered(x).permute(0, 2, 3, 1).reshape(1, x.shape[3], x.shape[1])
         if not isinstance(self.depthwise_norm, nn.Identity):
             x = self.activation(self.depthwise_norm(x))
-        return self.pointwise2(x)  # type: ignore[no-any-return]
+        return self.output(self.pointwise2(self.activated(x)))  # type: ignore[no-any-return]
 
 
 class _ChannelsLastBatchNorm(nn.Module):
@@ -266,6 +317,13 @@ def _norm(source: nn.Module) -> nn.Module:
     norm = _LayerNorm(source.normalized_shape, eps=source.eps)  # type: ignore[arg-type]
     norm.load_state_dict(source.state_dict())
     return norm
+
+
+def _around(activation: nn.Module, of: str, *into: str) -> tuple[nn.Module, Point]:
+    """The points before and behind an activation; runtimes fuse a ReLU into what is before it, and there is one point then."""
+    if isinstance(activation, nn.ReLU | nn.Identity):
+        return nn.Identity(), Point(*into, of=of)
+    return Point(of=of), Point(*into)
 
 
 def _linear(source: NormedLinear) -> nn.Module:

@@ -115,7 +115,7 @@ def _offline(encoder: Encoder, frames: int) -> Entry:
 
 
 def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:
-    step, every = StreamingGraph(encoder, chunk, left), _caches(encoder, left)
+    step, every = StreamingGraph(encoder, chunk, left), caches_of(encoder, left)
     caches, inside = (every[:1], every[1:]) if held else (every, ())  # `past` stays outside: it says where an utterance begins
     graph = HeldGraph(step, inside) if held else step
     renewed = tuple(_renewed(spec) for spec in caches)
@@ -183,7 +183,7 @@ def _logits(encoder: Encoder, frames: int) -> TensorSpec:
     )
 
 
-def _caches(encoder: Encoder, left: int) -> tuple[TensorSpec, ...]:
+def caches_of(encoder: Encoder, left: int) -> tuple[TensorSpec, ...]:
     """In the order in which `StreamingGraph` takes and gives them."""
     config = encoder.config
     whole = (

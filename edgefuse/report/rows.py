@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from edgefuse.decode.spelling import Said
+from edgefuse.quantize.scheme import CLIPPINGS
 from edgefuse.report.terminal import megabytes
 from edgefuse.values import Fold, Refusal
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgefuse.inspection import Inspection
     from edgefuse.packages import Need
     from edgefuse.pipeline import Verified
+    from edgefuse.quantize.calibrate import Calibration
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
     from edgefuse.target import Target
@@ -51,6 +53,7 @@ NEEDS = ("package", "installed", "wanted", "by", "state")
 RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar", "p50", "")
 STREAMED = ("recording", "length", "chunks", "real-time factor", "p50", "p90", "p99")
 EVALUATED = ("test set", "search", "WER", "on hotwords", "on other words", "false hotwords", "words", "utterances")
+RANGES = ("mode", "value", "smallest", "largest", *(f"for {way}" for way in CLIPPINGS))
 ERRORS = ("test set", "WER", "errors", "words", "utterances")
 
 
@@ -387,3 +390,27 @@ def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, R
             if {name, to} <= set(comparison.samples.latency_ns):
                 bar = bars.get((comparison.target, comparison.mode.streaming is not None, name, to))
                 yield name, to, comparison.samples.ratio(name, to), bar, comparison
+
+
+def range_rows(seen: Calibration) -> list[tuple[str, ...]]:
+    """Per mode and value: the ends that were seen, and the range that each way of clipping chooses."""
+    return [
+        (mode, path, f"{each.low:.3g}", f"{each.high:.3g}", *(_span(each.range(way)) for way in CLIPPINGS))
+        for mode, values in seen.modes.items()
+        for path, each in values.items()
+    ]
+
+
+def calibration_json(seen: Calibration) -> dict[str, Any]:
+    """The same, without the histograms."""
+    return {
+        mode: {
+            path: {"low": each.low, "high": each.high, **{way: each.range(way) for way in CLIPPINGS}}
+            for path, each in values.items()
+        }
+        for mode, values in seen.modes.items()
+    }
+
+
+def _span(span: tuple[float, float]) -> str:
+    return f"{span[0]:.3g} to {span[1]:.3g}"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from edgefuse.values import Precision, Structure
 
 OUTPUT = "getitem"  # takes a delegate's only output out of its tuple
 HOLD = "::copy_"  # writes a cache into the buffer that holds it for the next chunk
 CAST = "_to_dim_order_copy"  # between the float32 of inputs, of outputs and of a front end, and the fp16 of the network
-HARMLESS: Mapping[Precision, tuple[str, ...]] = MappingProxyType({"fp32": (OUTPUT, HOLD), "fp16": (OUTPUT, HOLD, CAST)})
+HARMLESS = (OUTPUT, HOLD)
 
 
 def strangers(structure: Structure, precision: Precision) -> dict[str, int]:
     """Operators outside every delegate that compute something; at the border of an fp16 graph casts are no strangers."""
-    harmless = HARMLESS[precision]
+    harmless = (*HARMLESS, CAST) if precision == "fp16" else HARMLESS
     return {name: count for name, count in structure.outside.items() if not any(word in name for word in harmless)}
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators of a quantized graph
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from edgefuse_targets.half import halved
 from edgefuse_targets.norms import Operator, normalizations
+from edgefuse_targets.programs import deployed, precision_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-    from edgefuse.values import Entry, Precision, Program
+    from edgefuse.values import Entry, Program
 
 PROGRAM = "program"  # the one key of the file's metadata
-NAMESPACE = "aten"
+NAMESPACES = ("aten", "quantized_decomposed")
 GETITEM = "getitem"
+WEIGHTED = ("aten.linear.default", "aten.conv2d.default")
+DEQUANTIZE = "quantized_decomposed.dequantize"
+EIGHT_BITS = 127  # the largest integer of a weight
 IDLE = ("aten._assert_tensor_metadata.default",)  # checks of what the tracer saw; without a result
 
 
@@ -58,6 +62,22 @@ class Graph:
         """The names of the operators, as often as they occur."""
         return (step["operator"] for step in self.steps if step["operator"] != GETITEM)
 
+    def layers(self) -> Iterator[str]:
+        """What each linear and convolution is: a precision of a scheme, or a float type."""
+        makers = {step["name"]: step for step in self.steps}
+        for step in self.steps:
+            if step["operator"] in WEIGHTED:
+                taken, weights = (makers.get(name, {}) for name in list(_references(step["arguments"]))[:2])
+                yield self._layer(taken.get("operator", ""), weights)
+
+    def _layer(self, taken: str, weights: Mapping[str, Any]) -> str:
+        if not weights.get("operator", "").startswith(DEQUANTIZE):
+            return "fp32"
+        bits = 4 if weights["arguments"][5] < EIGHT_BITS else 8
+        static, dynamic = taken == f"{DEQUANTIZE}_per_tensor.default", taken == f"{DEQUANTIZE}_per_tensor.tensor"
+        stored, given = f"int{bits}", "int8" if static else "float32"
+        return precision_of(given, stored, widened=not dynamic)
+
     def normalizations(self) -> Iterator[str]:
         """Each normalization of the graph, in words."""
         nodes = [
@@ -70,7 +90,7 @@ class Graph:
 def written(program: Program) -> bytes:
     """A program as the bytes of a safetensors file; the same program gives the same bytes."""
     tensors: dict[str, Tensor] = {}
-    description = {entry.name: _describe(entry, program.precision, tensors) for entry in program.entries}
+    description = {entry.name: _describe(program, entry, tensors) for entry in program.entries}
     return bytes(save(tensors, metadata={PROGRAM: json.dumps(description, sort_keys=True)}))
 
 
@@ -94,18 +114,18 @@ def _graph(name: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
 
 
 def _operator(name: str) -> Callable[..., Any]:
-    """An operator of PyTorch's `aten` namespace by its full name."""
+    """An operator of PyTorch's own by its full name."""
     if name == GETITEM:
         return operator.getitem
     namespace, packet, overload = name.split(".")
-    if namespace != NAMESPACE:
-        raise ValueError(f"{name} is no operator of {NAMESPACE}")
-    found: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+    if namespace not in NAMESPACES:
+        raise ValueError(f"{name} is no operator of {' or '.join(NAMESPACES)}")
+    found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     return found
 
 
-def _describe(entry: Entry, precision: Precision, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    graph: nn.Module = entry.graph if precision == "fp32" else halved(entry.graph)
+def _describe(program: Program, entry: Entry, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    graph = deployed(program, entry)
     exported = torch.export.export(graph, entry.example(), strict=False)
     constants = {value: _store(f"{entry.name}/{target}", tensor, tensors) for value, target, tensor in _constants_of(exported)}
     nodes = [node for node in exported.graph.nodes if node.op == "call_function" and str(node.target) not in IDLE]
@@ -170,7 +190,7 @@ def _decoded(value: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - se
     return value
 
 
-_TYPES = {"float16": torch.float16, "float32": torch.float32}
+_TYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 
 
 def _references(value: Any) -> Iterator[str]:  # noqa: ANN401 - see `_encoded`

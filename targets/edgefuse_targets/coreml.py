@@ -59,7 +59,8 @@ def missing() -> Sequence[str]:
 def refusals(program: Program) -> Sequence[str]:
     """What any target refuses, and names, tensors and states that Core ML cannot have."""
     entries = (sentence for entry in program.entries for sentence in _entry_refusals(entry))
-    return [*refusals_of(program), *entries, *_state_refusals(program)]
+    integers = [] if program.quantization is None else [f"{RUNTIME} artifacts are fp32 and fp16 so far, not {program.precision}."]
+    return [*refusals_of(program), *entries, *_state_refusals(program), *integers]
 
 
 def export(program: Program, folder: Path, name: str) -> Artifact:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgefuse.errors import ChangedBundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, quiet, reading
-from edgefuse_targets.programs import artifact_of, lacking, refusals_of
+from edgefuse_targets.programs import artifact_of, deployed, lacking, refusals_of, unable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,14 +25,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgefuse.quantize.scheme import LayerPrecision
     from edgefuse.target import Session
-    from edgefuse.values import Artifact, Entry, Precision, Program
+    from edgefuse.values import Artifact, Program
 
 SUFFIX = ".pte"
 SUMMARY = "ExecuTorch with XNNPACK, for Android, iOS and Linux: one method per length, in one file"
 
 NAME = "executorch"
 RUNTIME = "ExecuTorch"
+LACKING: Mapping[LayerPrecision, str] = {
+    "int8-weights": "XNNPACK has no such kernels through ExecuTorch; int8-dynamic has the same size",
+    "int8-a16": "XNNPACK has no integers of 16 bits",
+}
 PACKAGES = {"executorch": "executorch==1.5.1", "torchao": "torchao==0.18.0"}
 
 
@@ -42,8 +47,8 @@ def missing() -> Sequence[str]:
 
 
 def refusals(program: Program) -> Sequence[str]:
-    """Nothing beyond what any target refuses."""
-    return list(refusals_of(program))
+    """What any target refuses, and precisions that XNNPACK has no kernels for."""
+    return [*refusals_of(program), *unable(program, RUNTIME, LACKING)]
 
 
 def export(program: Program, folder: Path, name: str) -> Artifact:
@@ -89,6 +94,7 @@ def structure(artifact: Artifact) -> Structure:
             normalizations=tuple(words for method in read for words in method.normalizations()),
             partitions=max(len(method.delegates) for method in read),
             outside=dict(sorted(outside.items())),
+            layers=dict(sorted(Counter(layer for method in read for layer in method.layers()).items())),
         )
 
 
@@ -99,17 +105,10 @@ def _lower(program: Program) -> bytes:
     from executorch.exir import to_edge_transform_and_lower
 
     graphs = {
-        entry.name: torch.export.export(_graph(entry, program.precision), entry.example(), strict=False)
-        for entry in program.entries
+        entry.name: torch.export.export(deployed(program, entry), entry.example(), strict=False) for entry in program.entries
     }
     edge = to_edge_transform_and_lower(graphs, partitioner=[XnnpackPartitioner()], transform_passes=get_transform_passes())
     return bytes(edge.to_executorch().buffer)
-
-
-def _graph(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an nn.Module; torch is imported at the moment of use
-    from edgefuse_targets.half import halved
-
-    return entry.graph if precision == "fp32" else halved(entry.graph)
 
 
 @dataclass(slots=True)

@@ -11,12 +11,15 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from edgefuse_targets.norms import Operator, normalizations
+from edgefuse_targets.programs import precision_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 DELEGATE = "DELEGATE"
 BUILTINS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+TYPES = {code: name for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
+WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 STILL_CONSTANT = frozenset({"CAST", "DEQUANTIZE", "RESHAPE", "TRANSPOSE"})  # of a constant they make a constant
 SUBGRAPHS = 8  # where a model's vtable has the offset of its subgraphs
 
@@ -28,6 +31,7 @@ class Graph:
     name: str
     operators: tuple[Operator, ...]
     constants: Mapping[int | str, tuple[int, ...]]
+    layers: tuple[str, ...]
 
     def normalizations(self) -> Iterator[str]:
         """Each normalization of the graph, in words."""
@@ -73,7 +77,18 @@ def _graph(model: Any, name: str, graph: Any) -> Graph:  # noqa: ANN401 - genera
         operators.append(operator)
         if operator.name in STILL_CONSTANT and operator.inputs[0] in constants:
             constants |= {index: tuple(int(size) for size in graph.tensors[index].shape) for index in node.outputs}
-    return Graph(name, tuple(operators), constants)
+    return Graph(name, tuple(operators), constants, tuple(_layers(graph, operators)))
+
+
+def _layers(graph: Any, operators: Sequence[Operator]) -> Iterator[str]:  # noqa: ANN401 - see `_graph`
+    """What each linear and convolution is: a precision of a scheme, or a float type."""
+    types: dict[int | str, str] = {index: TYPES[tensor.type].lower() for index, tensor in enumerate(graph.tensors)}
+    widened = {operator.outputs[0]: types[operator.inputs[0]] for operator in operators if operator.name == "DEQUANTIZE"}
+    for each in operators:
+        if each.name in WEIGHTED:
+            taken, weights = (types[index] for index in each.inputs[:2])
+            stored = widened.get(each.inputs[1], weights)
+            yield precision_of(taken, stored, widened=stored != weights)
 
 
 def _operator(model: Any, graph: Any, node: Any) -> Operator:  # noqa: ANN401 - see `_graph`

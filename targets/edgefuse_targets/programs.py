@@ -5,13 +5,20 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from edgefuse.values import PRECISIONS, Artifact
+from edgefuse.values import FLOAT, PRECISIONS, Artifact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from torch import nn
+
+    from edgefuse.quantize.plan import Plan
+    from edgefuse.quantize.scheme import LayerPrecision
     from edgefuse.values import Entry, Program
+
+
+FLOATS = {"float32": "fp32", "float16": "fp16"}
 
 
 def lacking(packages: Mapping[str, str]) -> list[str]:
@@ -24,7 +31,9 @@ def refusals_of(program: Program) -> Iterator[str]:
     if not program.entries:
         yield "The program has no entry."
     if program.precision not in PRECISIONS:
-        yield f"The precision is {program.precision}; {' and '.join(PRECISIONS)} can be exported."
+        yield f"The precision is {program.precision}; {', '.join(PRECISIONS)} can be exported."
+    if (program.quantization is None) != (program.precision in FLOAT):
+        yield f"The precision is {program.precision}, and the program says nothing of how it is quantized."
     names = [entry.name for entry in program.entries]
     yield from (f"The entry {name!r} is there twice." for name in sorted({n for n in names if names.count(n) > 1}))
     for entry in program.entries:
@@ -38,8 +47,44 @@ def holding(program: Program, runtime: str) -> Iterator[str]:
             yield f"{runtime} holds nothing between two calls, and {entry.name!r} wants its caches held: use --state explicit."
 
 
+def unable(program: Program, runtime: str, reasons: Mapping[LayerPrecision, str]) -> Iterator[str]:
+    """Refusals of a runtime that lacks some precisions, with the reason for each."""
+    wanted = {precision for entry in program.entries for precision in _layers(program, entry).values()}
+    yield from (f"{runtime} cannot do {name}: {reason}." for name, reason in reasons.items() if name in wanted)
+
+
+def plan_of(program: Program, entry: Entry) -> Plan:
+    """What a quantized program asks of an entry."""
+    from edgefuse.quantize.plan import plan
+
+    assert program.quantization is not None, "the caller looked"  # noqa: S101 - a float program has no plan
+    return plan(entry.graph, program.quantization.scheme, program.quantization.ranges.get(entry.name, {}))
+
+
+def deployed(program: Program, entry: Entry) -> nn.Module:
+    """The graph of an entry at the precision of its program."""
+    from edgefuse.quantize.graph import quantized
+    from edgefuse_targets.half import halved
+
+    if program.quantization is not None:
+        return quantized(entry.graph, plan_of(program, entry))
+    return halved(entry.graph) if program.precision == "fp16" else entry.graph
+
+
+def precision_of(taken: str, stored: str, *, widened: bool) -> str:
+    """What a layer is, by the types of what it takes and of its weights; `widened` ones are made float before they are used."""
+    if stored.startswith("float"):
+        return FLOATS.get(stored, stored)
+    if stored == "int4":
+        return "int4-weights"
+    if taken.startswith("float"):
+        return f"{stored}-{'weights' if widened else 'dynamic'}"
+    return {"int8": stored, "int16": f"{stored}-a16"}.get(taken, f"{stored} by {taken}")
+
+
 def artifact_of(program: Program, target: str, path: Path) -> Artifact:
     """What stands at `path`."""
+    asked = plan_of(program, program.entries[0]) if program.quantization else None
     return Artifact(
         target=target,
         path=path,
@@ -48,7 +93,13 @@ def artifact_of(program: Program, target: str, path: Path) -> Artifact:
         outputs={entry.name: entry.outputs for entry in program.entries},
         parent=program.parent,
         streaming=program.streaming,
+        layers=asked.layers if asked else {},
+        kept=asked.kept if asked else {},
     )
+
+
+def _layers(program: Program, entry: Entry) -> Mapping[str, LayerPrecision]:
+    return plan_of(program, entry).layers if program.quantization else {}
 
 
 def _entry_refusals(entry: Entry) -> Iterator[str]:

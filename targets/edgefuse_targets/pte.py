@@ -14,20 +14,31 @@ from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from executorch.exir._serialize._program import deserialize_pte_binary
 
 from edgefuse_targets.norms import Operator, normalizations
+from edgefuse_targets.programs import precision_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 XNNPACK = "XnnpackBackend"
+WEIGHTED = ("XNNFullyConnected", "XNNConv2d", "XNNDepthwiseConv2d")
+TYPES = {  # of XNNPACK's values; what is quantized as it comes (qd) is float before
+    "xnn_datatype_fp32": "float32",
+    "xnn_datatype_fp16": "float16",
+    "xnn_datatype_qint8": "int8",
+    "xnn_datatype_qdint8": "float32",
+    "xnn_datatype_qcint8": "int8",
+    "xnn_datatype_qcint4": "int4",
+}
 INTERNAL = 2**32 - 1  # the external id of a value that stays inside the delegate
 
 
 @dataclass(frozen=True, slots=True)
 class Delegate:
-    """One XNNPACK graph: its operators, and the shapes of the constants that they read."""
+    """One XNNPACK graph: its operators, the shapes of the constants that they read, and what its linears and convolutions are."""
 
     operators: tuple[Operator, ...]
     constants: Mapping[int | str, tuple[int, ...]]
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,10 @@ class Method:
     delegates: tuple[Delegate, ...]
     outside: tuple[Operator, ...]
     constants: Mapping[int | str, tuple[int, ...]]
+
+    def layers(self) -> Iterator[str]:
+        """What each linear and convolution of the delegates is: a precision of a scheme, or a float type."""
+        return (layer for delegate in self.delegates for layer in delegate.layers)
 
     def normalizations(self) -> Iterator[str]:
         """Each normalization of the method, in words."""
@@ -93,7 +108,10 @@ def _delegate(
         external = tensor["external_id"]
         if tensor["constant_buffer_idx"] or (external != INTERNAL and call.args[external] in outer):
             constants[tensor["id_out"]] = tuple(tensor["dims"])
-    return Delegate(tuple(_xnnpack_operator(node) for node in graph["xnodes"]), constants)
+    types = {tensor["id_out"]: TYPES.get(tensor["datatype"], tensor["datatype"]) for tensor in tensors}
+    layers = (node["xnode_union"] for node in graph["xnodes"] if node["xnode_union_type"] in WEIGHTED)
+    found = tuple(precision_of(types[each["input1_id"]], types[each["filter_id"]], widened=False) for each in layers)
+    return Delegate(tuple(_xnnpack_operator(node) for node in graph["xnodes"]), constants, found)
 
 
 def _xnnpack_operator(node: Mapping[str, Any]) -> Operator:

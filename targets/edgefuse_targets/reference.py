@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgefuse.errors import ChangedBundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, reading
-from edgefuse_targets.programs import artifact_of, holding, refusals_of
+from edgefuse_targets.programs import artifact_of, holding, refusals_of, unable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,8 +38,9 @@ def missing() -> Sequence[str]:
 
 
 def refusals(program: Program) -> Sequence[str]:
-    """What any target refuses, and caches that are held."""
-    return [*refusals_of(program), *holding(program, RUNTIME)]
+    """What any target refuses, caches that are held, and integers that PyTorch's own operators do not round to."""
+    wide = unable(program, RUNTIME, {"int8-a16": "a quantized graph of its operators has values of 8 bits"})
+    return [*refusals_of(program), *holding(program, RUNTIME), *wide]
 
 
 def export(program: Program, folder: Path, name: str) -> Artifact:
@@ -74,6 +75,7 @@ def structure(artifact: Artifact) -> Structure:
     return Structure(
         operators=dict(sorted(Counter(operator for graph in read.values() for operator in graph.operators()).items())),
         normalizations=tuple(words for graph in read.values() for words in graph.normalizations()),
+        layers=dict(sorted(Counter(layer for graph in read.values() for layer in graph.layers()).items())),
     )
 
 

@@ -16,7 +16,7 @@ from edgefuse_targets.foreign import exporting, quiet, reading
 from edgefuse_targets.programs import artifact_of, holding, lacking, refusals_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -45,8 +45,8 @@ def missing() -> Sequence[str]:
 
 
 def refusals(program: Program) -> Sequence[str]:
-    """What any target refuses, and caches that are held."""
-    return [*refusals_of(program), *holding(program, RUNTIME)]
+    """What any target refuses, caches that are held, and integers where XNNPACK would leave LiteRT alone."""
+    return [*refusals_of(program), *holding(program, RUNTIME), *_line_refusals(program)]
 
 
 def export(program: Program, folder: Path, name: str) -> Artifact:
@@ -60,6 +60,10 @@ def export(program: Program, folder: Path, name: str) -> Artifact:
         content = _convert(program)
         if program.precision == "fp16":
             content = _weights_to_half(content)
+        if program.quantization is not None:
+            from edgefuse_targets.tflite_quantize import quantized
+
+            content = quantized(content, program)
     path = folder / f"{name}{SUFFIX}"
     path.write_bytes(content)
     return artifact_of(program, NAME, path)
@@ -94,7 +98,15 @@ def structure(artifact: Artifact) -> Structure:
             normalizations=tuple(words for graph in read for words in graph.normalizations()),
             partitions=max(partitions for partitions, _ in taken),
             outside=dict(sorted(sum((outside for _, outside in taken), Counter()).items())),
+            layers=dict(sorted(Counter(layer for graph in read for layer in graph.layers).items())),
         )
+
+
+def _line_refusals(program: Program) -> Iterator[str]:
+    if program.quantization is not None:
+        for line in ("attention", "residual"):
+            if getattr(program.quantization.scheme, line) != "fp32":
+                yield f"{RUNTIME} has no fast kernels for {line} in int8: leave it fp32 in the scheme."
 
 
 def _convert(program: Program) -> bytes:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
 from edgefuse.lower import Chunks, DeploymentGraph, lower
 from edgefuse.model import Context
+from edgefuse.quantize.observe import observe
+from edgefuse.quantize.scheme import SCHEMES, Scheme
 from edgefuse.recognizer import Loaded
 from edgefuse.target import Session, Target
-from edgefuse.values import INPUTS, Artifact, Entry, FoldedModel, Input, Program, TensorSpec
+from edgefuse.values import INPUTS, Artifact, Entry, FoldedModel, Input, Program, Quantization, TensorSpec
 from edgefuse.verify import parity
 from edgefuse.verify.structure import strangers
 from tests.conftest import a_checkpoint
@@ -35,6 +38,16 @@ SHORT, LONG = "offline_640ms", "offline_1280ms"
 WIDE = {"layers": 1, "feed_forward": 2048}  # so wide that the weights outweigh what a file says about its graph
 SHAPES = {"features": (1, 64, 80), "length": (1,), "logits": (1, 16, 29)}
 LEAST_DB = {"fp32": 90.0, "fp16": 40.0}
+QUANTIZED = [  # a scheme, how near the float64 graph it must be, and the share of the float artifact's size
+    (SCHEMES["int8"], 18.0, 0.75),
+    (dataclasses.replace(SCHEMES["int8"], attention="int8", clipping="minmax"), 18.0, 0.75),
+    (dataclasses.replace(SCHEMES["int8"], residual="int8"), 15.0, 0.75),
+    (SCHEMES["int8-dynamic"], 18.0, 0.75),
+    (SCHEMES["int8-weights"], 25.0, 0.75),
+    (SCHEMES["int4-weights"], 5.0, 0.6),
+    (SCHEMES["int8-a16"], 25.0, 0.75),
+    (Scheme("both", "int8", {"*.feed_forward.*": "int8-dynamic", "*.macaron.w1": "fp32"}), 18.0, 0.9),
+]
 
 
 @pytest.fixture(scope="module", params=sorted(targets.shelf()))
@@ -60,6 +73,17 @@ def folded() -> FoldedModel:
 def float64(frames: int) -> nn.Module:
     """The deployment graph as it should answer."""
     return DeploymentGraph(encoder_of(folded().checkpoint, torch.float64), frames).double().eval()
+
+
+def quantized_program(scheme: Scheme) -> Program:
+    """The same program, its ranges from random features."""
+    program = a_program()
+    ranges = {}
+    for entry in program.entries:
+        heard = [torch.from_numpy(array) for array in speech(entry, entry.outputs[0].shape[1], seed=1).values()]
+        seen = observe(lambda entry=entry, heard=heard: [(entry.graph, *heard)])
+        ranges[entry.name] = {path: each.range(scheme.clipping) for path, each in seen.items()}
+    return dataclasses.replace(program, precision=scheme.precision, quantization=Quantization(scheme, ranges, "0" * 64))
 
 
 def a_program(precision: str = "fp32") -> Program:
@@ -268,6 +292,28 @@ def test_fp16_is_within_its_bar_and_smaller(target: Target, artifact: Artifact, 
     assert min(snr_db(entry, session, 13) for entry in program.entries) >= LEAST_DB["fp16"]
     assert size(half.path) < 0.7 * size(artifact.path)
     assert_one_partition(target, half, beside=("_to_dim_order_copy",))
+
+
+@pytest.mark.parametrize(("scheme", "least_db", "share"), QUANTIZED, ids=lambda told: getattr(told, "name", ""))
+def test_a_quantized_program_is_near_the_float_one_and_smaller_or_refused_in_words(
+    target: Target, artifact: Artifact, scheme: Scheme, least_db: float, share: float, tmp_path: Path
+) -> None:
+    asked = quantized_program(scheme)
+    if sentences := target.refusals(asked):
+        assert all(sentence.endswith(".") for sentence in sentences)
+        pytest.skip(f"refused: {' '.join(sentences)}")
+    small = target.export(asked, tmp_path, "small")
+    session = target.open(small)
+    for entry in asked.entries:
+        assert least_db < snr_db(entry, session, entry.outputs[0].shape[1]) < LEAST_DB["fp32"]
+    wanted = Counter(small.layers.values())
+    found = target.structure(small).layers
+    assert {name: count for name, count in found.items() if name != "fp32"} == {
+        name: count * len(asked.entries) for name, count in wanted.items() if name != "fp32"
+    }
+    assert size(small.path) < share * size(artifact.path)
+    if scheme.name != "int8-a16":  # XNNPACK has no such integers: slower than floats, which README says
+        assert_one_partition(target, small)
 
 
 def test_entries_share_their_weights(artifact: Artifact, program: Program) -> None:

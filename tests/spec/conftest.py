@@ -21,9 +21,19 @@ ONE_LAYER = {"dimension": 8, "layers": 1, "heads": 2, "feed_forward": 12, "kerne
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two shortest utterances of the shipped test set."""
-    folder = tmp_path_factory.mktemp("speech")
+    return some_of_the_shipped_speech(tmp_path_factory.mktemp("speech"), slice(2))
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight others of them."""
+    return some_of_the_shipped_speech(tmp_path_factory.mktemp("calibration"), slice(2, 10))
+
+
+def some_of_the_shipped_speech(folder: Path, which: slice) -> Path:
+    """A folder of speech with some utterances of the shipped test set, the shortest first."""
     lines = (shipped() / "manifest.tsv").read_text(encoding="utf-8").splitlines()
-    rows = sorted((line.split("\t") for line in lines[1:]), key=lambda row: (float(row[4]), row[0]))[:2]
+    rows = sorted((line.split("\t") for line in lines[1:]), key=lambda row: (float(row[4]), row[0]))[which]
     for row in rows:
         (folder / row[1]).parent.mkdir(exist_ok=True)
         shutil.copyfile(shipped() / row[1], folder / row[1])

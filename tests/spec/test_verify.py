@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,9 +29,8 @@ def failed(findings=GOOD, structure=CLEAN, precision="fp32", *, mode="offline", 
         structure,
         {mode: findings},
         {mode: MODEL},
-        target="t",
+        artifact=Artifact("t", Path("model.t"), precision, {}, {}, parent=""),
         how="run on this host",
-        precision=precision,
         hears=hears,
         norm_free=norm_free,
         digest="",

@@ -1,0 +1,185 @@
+"""Ranges of a folded model's values, from speech: of whole utterances, and of chunks with their real caches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgefuse import checkpoint as checkpoints
+from edgefuse.errors import BadCalibration
+from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
+from edgefuse.lower.program import caches_of
+from edgefuse.model import SUBSAMPLING, Encoder
+from edgefuse.quantize.observe import Hearing, Histogram, Range, observe
+from edgefuse.quantize.scheme import Clipping
+from edgefuse.recognize import Heard, encoder_frames, frontend_of, hear
+from edgefuse.speech import TestSet, read_speech
+from edgefuse.values import FoldedModel, Mode, Program, Streaming
+
+FEWEST_SECONDS = 10.0  # of speech: below this a range is an accident
+SILENT = 1e-4  # the peak of a recording in which nobody speaks
+CLIPPED = 0.01  # the share of samples at full scale in a recording that was too loud
+FULL_SCALE = 0.999
+RANGES = "ranges.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was seen while a folded model heard speech.
+
+    Attributes:
+        modes: per mode ("offline", or a streaming entry), a histogram of each point.
+        speech: digest of the speech.
+        recordings: SHA-256 of each recording: none of them may be tested on.
+        parent: digest of the folded model.
+    """
+
+    modes: Mapping[str, Mapping[str, Histogram]]
+    speech: str
+    recordings: frozenset[str]
+    parent: str
+
+    def ranges(self, mode: str, clipping: Clipping) -> dict[str, Range]:
+        """The range of each point in one mode; a `BadCalibration` if it was not calibrated."""
+        if mode not in self.modes:
+            raise BadCalibration(
+                f"The ranges are of {', '.join(self.modes)}, not of {mode}.",
+                hint="Take them again with the same --seconds, --chunk-ms and --left-context-ms.",
+            )
+        return {path: seen.range(clipping) for path, seen in self.modes[mode].items()}
+
+
+def calibrate(folded: FoldedModel, program: Program, speech: TestSet) -> Calibration:
+    """Let a folded model hear speech in every mode of a program.
+
+    Raises:
+        BadCalibration: speech that no range should be taken from.
+    """
+    heard = hear(speech, frontend_of(folded.checkpoint))
+    _require_speech(heard, speech)
+    encoder = checkpoints.encoder_of(folded.checkpoint)
+    modes = {mode.name: observe(partial(_hearing, encoder, mode, heard)) for mode in program.modes}
+    return Calibration(modes, speech.digest, _recordings(speech), folded.digest)
+
+
+def _require_apart(recordings: frozenset[str], test_set: TestSet) -> None:
+    """Raise `BadCalibration` if a recording is in both."""
+    if both := [each.identity for each in test_set.utterances if each.sha256 in recordings]:
+        raise BadCalibration(
+            f"{len(both)} recordings of the calibration are tested on as well, {both[0]} for one.",
+            hint="Calibrate on other speech, for example on: demo_app/shared/calibration",
+        )
+
+
+def write_ranges(folder: Path, calibration: Calibration) -> None:
+    """`ranges.json` in a folder."""
+    modes = {
+        mode: {path: {"low": each.low, "high": each.high, "counts": list(each.counts)} for path, each in seen.items()}
+        for mode, seen in calibration.modes.items()
+    }
+    fields = {
+        "parent": calibration.parent,
+        "speech": calibration.speech,
+        "recordings": sorted(calibration.recordings),
+        "modes": modes,
+    }
+    told = json.dumps(fields, allow_nan=False)
+    (folder / RANGES).write_text(json.dumps({"digest": _digest(told), **fields}) + "\n", encoding="utf-8")
+
+
+def has_ranges(folder: Path) -> bool:
+    """Whether a folder was written by `edgefuse calibrate`."""
+    return (folder / RANGES).is_file()
+
+
+def read_ranges(folder: Path) -> Calibration:
+    """What `write_ranges` wrote; a `BadCalibration` if it did not."""
+    path = folder / RANGES
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        digest = fields.pop("digest")
+        if digest != _digest(json.dumps(fields)):
+            raise BadCalibration(f"{path} has changed since it was written.", hint="Take the ranges again.")
+        modes = {
+            mode: {name: Histogram(each["low"], each["high"], tuple(each["counts"])) for name, each in seen.items()}
+            for mode, seen in fields["modes"].items()
+        }
+        return Calibration(modes, fields["speech"], frozenset(fields["recordings"]), fields["parent"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadCalibration(
+            f"{path} cannot be read: {error}.", hint="Make it with: edgefuse calibrate CHECKPOINT --speech SPEECH -o RANGES"
+        ) from error
+
+
+def calibration_of(place: Path, folded: FoldedModel, program: Program, test_set: TestSet) -> Calibration:
+    """From a folder of speech, or of ranges that were taken from one; what is calibrated on is never tested on."""
+    if not has_ranges(place):
+        speech = read_speech(place)
+        _require_apart(_recordings(speech), test_set)
+        return calibrate(folded, program, speech)
+    calibration = read_ranges(place)
+    _require_apart(calibration.recordings, test_set)
+    if calibration.parent != folded.digest:
+        raise BadCalibration(f"The ranges in {place} are of another model.", hint="Take them again of this one.")
+    return calibration
+
+
+def _hearing(encoder: Encoder, mode: Mode, heard: Sequence[Heard]) -> Iterator[Hearing]:
+    """A graph of the mode with each utterance: without padding, whose values no range should hold."""
+    chunks = _Chunks(encoder, mode.streaming).eval() if mode.streaming else None
+    for each in heard:
+        frames = encoder_frames(each.features)
+        features = torch.from_numpy(each.features)[None, : frames * SUBSAMPLING]
+        if chunks is not None:
+            if frames >= chunks.chunk:
+                yield chunks, features
+        elif 0 < frames <= encoder.config.max_frames:
+            yield DeploymentGraph(encoder, frames).eval(), features, torch.tensor([float(frames)])
+
+
+class _Chunks(nn.Module):
+    """An utterance, chunk after chunk with the caches of the one before; what fills no chunk is left out."""
+
+    def __init__(self, encoder: Encoder, streaming: Streaming) -> None:
+        super().__init__()
+        self.graph, self.chunk = StreamingGraph(encoder, streaming.chunk, streaming.left), streaming.chunk
+        self.silence = tuple(torch.zeros(spec.shape) for spec in caches_of(encoder, streaming.left))
+
+    def forward(self, features: Tensor) -> None:
+        """features (1, T, mels)."""
+        caches = self.silence
+        for piece in torch.split(features, self.chunk * SUBSAMPLING, dim=1):
+            if piece.shape[1] == self.chunk * SUBSAMPLING:
+                _, *renewed = self.graph(piece, self.graph.step, *caches)
+                caches = tuple(renewed)
+
+
+def _recordings(speech: TestSet) -> frozenset[str]:
+    return frozenset(each.sha256 for each in speech.utterances)
+
+
+def _require_speech(heard: Sequence[Heard], speech: TestSet) -> None:
+    """Raise `BadCalibration` for what is silent, clipped or too short."""
+    for each in heard:
+        peak = float(np.abs(each.samples).max(initial=0.0))
+        if peak < SILENT:
+            raise BadCalibration(f"{each.identity} of {speech.folder} is silent.", hint="Take it out of the calibration.")
+        if float((np.abs(each.samples) >= FULL_SCALE).mean()) > CLIPPED:
+            raise BadCalibration(f"{each.identity} of {speech.folder} is clipped.", hint="Record it again with less gain.")
+    seconds = sum(each.seconds for each in speech.utterances)
+    if seconds < FEWEST_SECONDS:
+        raise BadCalibration(
+            f"{speech.folder} holds {seconds:.1f} s of speech; ranges need {FEWEST_SECONDS:.0f} s.", hint="Add recordings."
+        )
+
+
+def _digest(told: str) -> str:
+    return hashlib.sha256(told.encode()).hexdigest()

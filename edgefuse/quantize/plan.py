@@ -1,0 +1,76 @@
+"""A scheme, laid out on the layers and the points of one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import nn
+
+from edgefuse.errors import BadCalibration
+from edgefuse.lower.sites import Site, network_of, points_of, sites_of
+from edgefuse.quantize.observe import Range
+from edgefuse.quantize.scheme import STATIC, LayerPrecision, Scheme
+
+FOR_LINEARS: Mapping[LayerPrecision, str] = MappingProxyType(
+    {
+        "int8-dynamic": "XNNPACK rounds what a linear takes as it comes, not what a convolution takes",
+        "int4-weights": "the runtimes have weights of 4 bits for linears only",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a graph is asked to be.
+
+    Attributes:
+        sites: its layers and the points beside them.
+        layers: the precision of each layer.
+        kept: why a layer has another precision than the scheme says, in words.
+        values: the range of each point that is quantized; the wider of them has 16 bits where a neighbour is `int8-a16`.
+        wide: the points of 16 bits.
+    """
+
+    sites: tuple[Site, ...]
+    layers: Mapping[str, LayerPrecision]
+    kept: Mapping[str, str]
+    values: Mapping[str, Range]
+    wide: frozenset[str]
+
+
+def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:
+    """Lay a scheme out on a graph; `ranges` are those of its points.
+
+    Raises:
+        BadScheme: the scheme names a layer that is none.
+        BadCalibration: a point that must have a range has none.
+    """
+    sites, points, network = sites_of(graph), points_of(graph), network_of(graph)
+    asked = scheme.precisions(tuple(site.layer for site in sites))
+    kept = {}
+    for site in sites:
+        if asked[site.layer] in FOR_LINEARS and isinstance(network.get_submodule(site.layer), nn.Conv2d):
+            kept[site.layer] = FOR_LINEARS[asked[site.layer]]
+        for path in (site.takes, site.makes):
+            line = points[path].line
+            if asked[site.layer] in STATIC and line and getattr(scheme, line) == "fp32":
+                kept[site.layer] = f"its {line} are fp32 in the scheme, and a static layer needs both ends quantized"
+    layers: dict[str, LayerPrecision] = {layer: "fp32" if layer in kept else asked[layer] for layer in asked}
+    beside = {path: _beside(path, sites, layers) for path in points}
+    alone = ("attention", "residual")  # the lines that stand for themselves; the others follow the layer beside them
+    chosen = [
+        path for path, point in points.items() if beside[path] or (point.line in alone and getattr(scheme, point.line) == "int8")
+    ]
+    if missing := [path for path in chosen if path not in ranges]:
+        raise BadCalibration(
+            f"The ranges have none for {missing[0]}.", hint="Take them again with: edgefuse calibrate CHECKPOINT --speech SPEECH"
+        )
+    wide = frozenset(path for path in chosen if "int8-a16" in beside[path])
+    return Plan(sites, layers, kept, {path: ranges[path] for path in chosen}, wide)
+
+
+def _beside(path: str, sites: Sequence[Site], layers: Mapping[str, LayerPrecision]) -> set[LayerPrecision]:
+    """The static precisions beside a point."""
+    return {layers[site.layer] for site in sites if path in (site.takes, site.makes)} & STATIC

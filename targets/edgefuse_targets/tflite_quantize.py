@@ -1,0 +1,134 @@
+"""Quantize a float .tflite as a scheme says, with LiteRT's own quantizer, but with the ranges of our calibration.
+
+LiteRT's quantizer names tensors, a scheme names layers. A layer is found in the file by its weights, and the tensors around it
+are given its name: the quantizer's recipe then has one line per layer, and whoever opens the file reads the same names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_quantizer import qtyping, quantizer
+
+from edgefuse.lower.sites import network_of
+from edgefuse.quantize.scheme import STATIC, LayerPrecision
+from edgefuse_targets.flatbuffer import BUILTINS, WEIGHTED
+from edgefuse_targets.programs import plan_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from edgefuse.lower.sites import Site
+    from edgefuse.quantize.plan import Plan
+    from edgefuse.values import Program
+
+IDENTIFIER = b"TFL3"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A layer in the file: the names of the tensors that it takes and makes, and the points that they are."""
+
+    precision: LayerPrecision
+    operator: str
+    takes: tuple[str, str]
+    makes: tuple[str, str]
+
+
+def quantized(content: bytes, program: Program) -> bytes:
+    """The same model with fewer bits; what enters and leaves it stays float32."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    names = {signature.subgraphIndex: signature.signatureKey.decode() for signature in model.signatureDefs}
+    seen: dict[str, dict[str, NDArray[np.float32]]] = {}
+    found = []
+    for number, graph in enumerate(model.subgraphs):
+        entry = next(each for each in program.entries if each.name == names[number])
+        plan = plan_of(program, entry)
+        for each in _named(model, number, graph, plan, _digests(network_of(entry.graph), plan)):
+            found.append(each)
+            if each.precision in STATIC:
+                seen |= {tensor: _span(plan.values[point]) for tensor, point in (each.takes, each.makes)}
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    recipe = quantizer.Quantizer(bytearray(builder.Output()))
+    for each in found:
+        _ask(recipe, each)
+    return bytes(recipe.quantize(seen or None).quantized_model)
+
+
+def _named(model: Any, number: int, graph: Any, plan: Plan, layers: Mapping[str, str]) -> Iterator[Found]:  # noqa: ANN401 - generated code without types
+    """Give every tensor inside a graph a name of its own, and find the layers that are quantized."""
+    sites = {site.layer: site for site in plan.sites}
+    outside = {*graph.inputs, *graph.outputs}
+    for index, tensor in enumerate(graph.tensors):
+        if index not in outside:
+            tensor.name = f"{number}/{index}".encode()
+    for node in graph.operators:
+        code = model.operatorCodes[node.opcodeIndex]
+        name = BUILTINS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        if name in WEIGHTED:
+            layer = layers.get(_digest(_constant(model, graph, node.inputs[1])), "")
+            if layer and plan.layers[layer] != "fp32":
+                _own_bias(model, graph, node)
+                yield _layer(number, graph, node, name, sites[layer], plan)
+
+
+def _layer(number: int, graph: Any, node: Any, name: str, site: Site, plan: Plan) -> Found:  # noqa: ANN401 - see `_named`
+    taken, made = graph.tensors[node.inputs[0]], graph.tensors[node.outputs[0]]
+    if node.outputs[0] not in graph.outputs:
+        made.name = f"{number}/{site.layer}".encode()
+    return Found(plan.layers[site.layer], name, (taken.name.decode(), site.takes), (made.name.decode(), site.makes))
+
+
+def _own_bias(model: Any, graph: Any, node: Any) -> None:  # noqa: ANN401 - see `_named`
+    """Entries share their biases, but not once these are integers: their scale is that of what the layer takes, which differs."""
+    for index in node.inputs[2:3]:
+        bias = graph.tensors[index]
+        if index >= 0 and model.buffers[bias.buffer].data is not None:
+            copied = schema.BufferT()
+            copied.data = model.buffers[bias.buffer].data
+            model.buffers.append(copied)
+            bias.buffer = len(model.buffers) - 1
+
+
+def _ask(recipe: Any, found: Found) -> None:  # noqa: ANN401 - the quantizer has no types
+    """One line of the recipe."""
+    where = {
+        "regex": f"^{found.makes[0].replace('.', '[.]')};?$",
+        "operation_name": getattr(qtyping.TFLOperationName, found.operator),
+    }
+    if found.precision in STATIC:
+        recipe.add_static_config(**where, activation_num_bits=16 if found.precision == "int8-a16" else 8, weight_num_bits=8)
+    elif found.precision == "int8-weights":
+        recipe.add_weight_only_config(**where, num_bits=8)
+    else:
+        recipe.add_dynamic_config(**where, num_bits=4 if found.precision == "int4-weights" else 8)
+
+
+def _digests(network: nn.Module, plan: Plan) -> dict[str, str]:
+    """Layers by the digest of their weights."""
+    layers = {site.layer: network.get_submodule(site.layer) for site in plan.sites}
+    return {_digest(next(layer.parameters()).detach().numpy()): path for path, layer in layers.items()}
+
+
+def _digest(weights: NDArray[np.float32]) -> str:
+    """Of values whatever their layout: LiteRT transposes weights."""
+    return hashlib.sha256(np.sort(weights, axis=None).tobytes()).hexdigest()
+
+
+def _constant(model: Any, graph: Any, index: int) -> NDArray[np.float32]:  # noqa: ANN401 - see `_named`
+    """A constant; nothing where a value is none."""
+    content = model.buffers[graph.tensors[index].buffer].data if index >= 0 else None
+    return np.frombuffer(b"" if content is None else bytes(content), np.float32)
+
+
+def _span(span: tuple[float, float]) -> dict[str, NDArray[np.float32]]:
+    return {"min": np.array([[span[0]]], np.float32), "max": np.array([[span[1]]], np.float32)}
