@@ -25,6 +25,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgefuse.errors import BadScheme, MissingFile
+from edgefuse.values import FLOAT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +38,6 @@ ValuePrecision = Literal["fp32", "int8"]
 VALUE_PRECISIONS: tuple[ValuePrecision, ...] = get_args(ValuePrecision)
 Clipping = Literal["minmax", "percentile", "mse", "kl"]
 CLIPPINGS: tuple[Clipping, ...] = get_args(Clipping)
-FLOAT = ("fp32", "fp16")  # precisions without a scheme
 LINES = ("attention", "residual", "features", "logits")
 STATIC: frozenset[LayerPrecision] = frozenset({"int8", "int8-a16"})  # their activations have ranges from calibration
 
