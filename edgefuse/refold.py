@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse import store
@@ -17,6 +22,8 @@ from edgefuse.model.reestimate import reestimate
 from edgefuse.recognize import encoder_frames, frontend_of, hear
 from edgefuse.speech import TestSet, read_speech
 from edgefuse.values import Checkpoint, FoldedModel
+
+BATCH_FRAMES = 12_000  # two minutes of speech: what differs from one utterance to the next must be inside a batch
 
 
 def refold(
@@ -56,5 +63,21 @@ def reestimated(checkpoint: Checkpoint, speech: TestSet, context: Context = FULL
     heard = [
         h.features for h in hear(speech, frontend_of(checkpoint)) if encoder_frames(h.features) <= checkpoint.config.max_frames
     ]
-    reestimate(encoder, ((torch.from_numpy(f)[None], torch.tensor([f.shape[0]])) for f in heard), context)
+    reestimate(encoder, _batches(heard), context)
     return checkpoints.of_encoder(encoder, checkpoint.frontend_mean, checkpoint.frontend_istd, checkpoint.tokens)
+
+
+def _batches(heard: Sequence[NDArray[np.float32]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Utterances (T, mel_bins) of similar length together, padded: a norm that is measured sees one batch at a time."""
+    batch: list[Tensor] = []
+    for features in sorted(heard, key=len):
+        batch.append(torch.from_numpy(features))
+        if len(batch) * len(features) >= BATCH_FRAMES:
+            yield _padded(batch)
+            batch = []
+    if batch:
+        yield _padded(batch)
+
+
+def _padded(batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return pad_sequence(batch, batch_first=True), torch.tensor([len(features) for features in batch])
