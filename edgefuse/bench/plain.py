@@ -38,6 +38,9 @@ class PlainGraph(nn.Module):
         """Build it from a Conformer whose constant factors are not folded."""
         super().__init__()
         self.encoder, self.chunk, self.left = encoder, chunk, left
+        blocks = [block.convolution for block in encoder.blocks if isinstance(block, Block)]
+        self.expand = nn.ModuleList([_pointwise(each.pointwise1.linear) for each in blocks])
+        self.project = nn.ModuleList([_pointwise(each.pointwise2.linear) for each in blocks])
         self.register_buffer("window", torch.arange(left + chunk, dtype=torch.float32) - left)
         self.register_buffer("table", positions_within(encoder.table, chunk, Context(chunk, left)))
 
@@ -56,7 +59,8 @@ class PlainGraph(nn.Module):
             )
             pasts.append(renewed)
             x = x + mixed
-            convolved, renewed = _convolve(block.convolution, block.convolution.norm(x, x), convolution[layer])
+            normed, pointwise = block.convolution.norm(x, x), (self.expand[layer], self.project[layer])
+            convolved, renewed = _convolve(block.convolution, pointwise, normed, convolution[layer])
             inputs.append(renewed)
             x = x + convolved
             x = block.norm_final(x + 0.5 * _feed_forward(block.feed_forward, x), x)
@@ -106,11 +110,17 @@ def _heads(module: Attention, x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], module.heads, module.head_dimension).transpose(1, 2)
 
 
-def _convolve(module: Convolution, x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+def _pointwise(source: nn.Linear) -> nn.Conv1d:
+    """A linear as the Conv1d that it usually is."""
+    conv = nn.Conv1d(source.in_features, source.out_features, 1)
+    conv.load_state_dict({"weight": source.weight.unsqueeze(-1), "bias": source.bias})
+    return conv
+
+
+def _convolve(module: Convolution, pointwise: tuple[nn.Module, nn.Module], x: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
     """Conv1d over (1, C, T), after the last inputs of the depthwise one (1, w, k - 1)."""
-    pointwise1, pointwise2, depthwise = module.pointwise1.linear, module.pointwise2.linear, module.depthwise
-    gated = F.glu(F.conv1d(x.transpose(1, 2), pointwise1.weight.unsqueeze(-1), pointwise1.bias), dim=1)
+    (expand, project), depthwise = pointwise, module.depthwise
+    gated = F.glu(expand(x.transpose(1, 2)), dim=1)
     inputs = torch.cat((cache, gated), dim=2)
     mixed = depthwise.norm(depthwise.conv(inputs).transpose(1, 2), x).transpose(1, 2)
-    y = F.conv1d(module.activation(mixed), pointwise2.weight.unsqueeze(-1), pointwise2.bias)
-    return y.transpose(1, 2), inputs[:, :, x.shape[1] :]
+    return project(module.activation(mixed)).transpose(1, 2), inputs[:, :, x.shape[1] :]
