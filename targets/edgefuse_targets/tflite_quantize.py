@@ -92,7 +92,8 @@ def _own_bias(model: Any, graph: Any, node: Any) -> None:  # noqa: ANN401 - see 
     """Entries share their biases, but not once these are integers: their scale is that of what the layer takes, which differs."""
     for index in node.inputs[2:3]:
         bias = graph.tensors[index]
-        if index >= 0 and model.buffers[bias.buffer].data is not None:
+        sharing = sum(tensor.buffer == bias.buffer for each in model.subgraphs for tensor in each.tensors)
+        if index >= 0 and sharing > 1 and model.buffers[bias.buffer].data is not None:
             copied = schema.BufferT()
             copied.data = model.buffers[bias.buffer].data
             model.buffers.append(copied)
