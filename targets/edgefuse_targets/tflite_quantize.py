@@ -15,6 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import qtyping, quantizer
 
+from edgefuse.errors import Refused
 from edgefuse.lower.sites import network_of
 from edgefuse.quantize.scheme import STATIC, LayerPrecision
 from edgefuse_targets.flatbuffer import BUILTINS, WEIGHTED
@@ -37,6 +38,7 @@ IDENTIFIER = b"TFL3"
 class Found:
     """A layer in the file: the names of the tensors that it takes and makes, and the points that they are."""
 
+    layer: str
     precision: LayerPrecision
     operator: str
     takes: tuple[str, str]
@@ -52,7 +54,9 @@ def quantized(content: bytes, program: Program) -> bytes:
     for number, graph in enumerate(model.subgraphs):
         entry = next(each for each in program.entries if each.name == names[number])
         plan = plan_of(program, entry)
-        for each in _named(model, number, graph, plan, _digests(network_of(entry.graph), plan)):
+        here = tuple(_named(model, number, graph, plan, _digests(network_of(entry.graph), plan)))
+        _require_all(plan, {each.layer for each in here})
+        for each in here:
             found.append(each)
             if each.precision in STATIC:
                 seen |= {tensor: _span(plan.values[point]) for tensor, point in (each.takes, each.makes)}
@@ -85,7 +89,17 @@ def _layer(number: int, graph: Any, node: Any, name: str, site: Site, plan: Plan
     taken, made = graph.tensors[node.inputs[0]], graph.tensors[node.outputs[0]]
     if node.outputs[0] not in graph.outputs:
         made.name = f"{number}/{site.layer}".encode()
-    return Found(plan.layers[site.layer], name, (taken.name.decode(), site.takes), (made.name.decode(), site.makes))
+    return Found(site.layer, plan.layers[site.layer], name, (taken.name.decode(), site.takes), (made.name.decode(), site.makes))
+
+
+def _require_all(plan: Plan, found: set[str]) -> None:
+    """Raise `Refused` if a layer has other weights in the file than in the graph: it takes other values then, too."""
+    if changed := [layer for layer, precision in plan.layers.items() if precision != "fp32" and layer not in found]:
+        raise Refused(
+            f"LiteRT's converter has changed the weights of {len(changed)} layers, {changed[0]} for one: "
+            "it moves the gain of a LayerNorm into the layer behind it.",
+            hint="Leave them fp32 in a scheme file, or quantize a model whose norms fold.",
+        )
 
 
 def _own_bias(model: Any, graph: Any, node: Any) -> None:  # noqa: ANN401 - see `_named`

@@ -316,6 +316,22 @@ def test_a_quantized_program_is_near_the_float_one_and_smaller_or_refused_in_wor
         assert_one_partition(target, small)
 
 
+def test_a_layer_that_a_converter_changed_is_quantized_as_asked_or_refused(target: Target, tmp_path: Path) -> None:
+    """LiteRT moves the gain of a LayerNorm into the layer behind it."""
+    conformer = fold(a_checkpoint("layer", layers=1))
+    program = lower(conformer, (0.64,), "fp32")
+    asked = dataclasses.replace(program, precision="int8-dynamic", quantization=Quantization(SCHEMES["int8-dynamic"], {}, ""))
+    if target.refusals(asked):
+        pytest.skip(" ".join(target.refusals(asked)))
+    if target.SUFFIX == ".tflite":
+        with pytest.raises(Refused, match="has changed the weights"):
+            target.export(asked, tmp_path, "conformer")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        made = target.export(asked, tmp_path, "conformer")
+        assert target.structure(made).layers["int8-dynamic"] == Counter(made.layers.values())["int8-dynamic"]
+
+
 def test_entries_share_their_weights(artifact: Artifact, program: Program) -> None:
     weights = sum(parameter.nbytes for parameter in program.entries[0].graph.parameters())
     assert weights < size(artifact.path) < 1.5 * weights
