@@ -11,7 +11,7 @@ from torch import nn
 from edgefuse.errors import BadCalibration
 from edgefuse.lower.sites import Site, network_of, points_of, sites_of
 from edgefuse.quantize.observe import Range
-from edgefuse.quantize.scheme import STATIC, LayerPrecision, Scheme
+from edgefuse.quantize.scheme import INNER_LINES, STATIC, LayerPrecision, Scheme
 
 FOR_LINEARS: Mapping[LayerPrecision, str] = MappingProxyType(
     {
@@ -59,9 +59,10 @@ def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:
                 kept[site.layer] = f"its {line} are fp32 in the scheme, and a static layer needs both ends quantized"
     layers: dict[str, LayerPrecision] = {layer: "fp32" if layer in kept else asked[layer] for layer in asked}
     beside = {path: _beside(path, sites, layers) for path in points}
-    alone = ("attention", "residual")  # the lines that stand for themselves; the others follow the layer beside them
     chosen = [
-        path for path, point in points.items() if beside[path] or (point.line in alone and getattr(scheme, point.line) == "int8")
+        path
+        for path, point in points.items()
+        if beside[path] or (point.line in INNER_LINES and getattr(scheme, point.line) == "int8")
     ]
     if missing := [path for path in chosen if path not in ranges]:
         raise BadCalibration(

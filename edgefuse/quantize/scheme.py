@@ -38,7 +38,8 @@ ValuePrecision = Literal["fp32", "int8"]
 VALUE_PRECISIONS: tuple[ValuePrecision, ...] = get_args(ValuePrecision)
 Clipping = Literal["minmax", "percentile", "mse", "kl"]
 CLIPPINGS: tuple[Clipping, ...] = get_args(Clipping)
-LINES = ("attention", "residual", "features", "logits")
+INNER_LINES = ("attention", "residual")  # values with a precision of their own; the other lines are the ends of a layer
+LINES = (*INNER_LINES, "features", "logits")
 STATIC: frozenset[LayerPrecision] = frozenset({"int8", "int8-a16"})  # their activations have ranges from calibration
 
 
@@ -87,12 +88,14 @@ class Scheme:
     @property
     def calibrated(self) -> bool:
         """Whether it needs ranges."""
-        return not STATIC.isdisjoint((self.layers, *self.table.values())) or "int8" in (self.attention, self.residual)
+        return not STATIC.isdisjoint((self.layers, *self.table.values())) or any(
+            getattr(self, line) == "int8" for line in INNER_LINES
+        )
 
     @property
     def precision(self) -> Precision:
-        """What it is called as a whole."""
-        return self.name if self in SCHEMES.values() else "mixed"  # type: ignore[return-value]
+        """What it is called, and judged as: one precision where all layers have it, whatever the file is called."""
+        return "mixed" if self.table or self.layers == "fp32" else self.layers
 
     def to_json(self) -> dict[str, Any]:
         """As in a scheme file, with its name."""

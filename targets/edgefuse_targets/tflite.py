@@ -103,8 +103,10 @@ def structure(artifact: Artifact) -> Structure:
 
 
 def _line_refusals(program: Program) -> Iterator[str]:
+    from edgefuse.quantize.scheme import INNER_LINES
+
     if program.quantization is not None:
-        for line in ("attention", "residual"):
+        for line in INNER_LINES:
             if getattr(program.quantization.scheme, line) != "fp32":
                 yield f"{RUNTIME} has no fast kernels for {line} in int8: leave it fp32 in the scheme."
 

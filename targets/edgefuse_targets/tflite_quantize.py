@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from edgefuse.lower.sites import Site
+    from edgefuse.quantize.observe import Range
     from edgefuse.quantize.plan import Plan
     from edgefuse.values import Program
 
@@ -36,13 +37,17 @@ IDENTIFIER = b"TFL3"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A layer in the file: the names of the tensors that it takes and makes, and the points that they are."""
+    """A layer in the file: the names of the tensors that it takes and makes, and the points that they are.
+
+    `added` is whether its bias is added by an operator of its own, behind what it makes.
+    """
 
     layer: str
     precision: LayerPrecision
     operator: str
     takes: tuple[str, str]
     makes: tuple[str, str]
+    added: bool
 
 
 def quantized(content: bytes, program: Program) -> bytes:
@@ -59,7 +64,9 @@ def quantized(content: bytes, program: Program) -> bytes:
         for each in here:
             found.append(each)
             if each.precision in STATIC:
-                seen |= {tensor: _span(plan.values[point]) for tensor, point in (each.takes, each.makes)}
+                taken, made = (plan.values[point] for _, point in (each.takes, each.makes))
+                bias = network_of(entry.graph).get_parameter(f"{each.layer}.bias") if each.added else None
+                seen |= {each.takes[0]: _span(taken), each.makes[0]: _span(made if bias is None else _without(bias, made))}
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     recipe = quantizer.Quantizer(bytearray(builder.Output()))
@@ -89,7 +96,9 @@ def _layer(number: int, graph: Any, node: Any, name: str, site: Site, plan: Plan
     taken, made = graph.tensors[node.inputs[0]], graph.tensors[node.outputs[0]]
     if node.outputs[0] not in graph.outputs:
         made.name = f"{number}/{site.layer}".encode()
-    return Found(site.layer, plan.layers[site.layer], name, (taken.name.decode(), site.takes), (made.name.decode(), site.makes))
+    added = not any(index >= 0 for index in node.inputs[2:3])
+    ends = (taken.name.decode(), site.takes), (made.name.decode(), site.makes)
+    return Found(site.layer, plan.layers[site.layer], name, *ends, added)
 
 
 def _require_all(plan: Plan, found: set[str]) -> None:
@@ -143,6 +152,11 @@ def _constant(model: Any, graph: Any, index: int) -> NDArray[np.float32]:  # noq
     """A constant; nothing where a value is none."""
     content = model.buffers[graph.tensors[index].buffer].data if index >= 0 else None
     return np.frombuffer(b"" if content is None else bytes(content), np.float32)
+
+
+def _without(bias: Tensor, span: Range) -> Range:
+    """The range of a layer's product, from that of its answer: wide enough for every channel, and 0 is in it."""
+    return min(0.0, span[0] - float(bias.max())), max(0.0, span[1] - float(bias.min()))
 
 
 def _span(span: tuple[float, float]) -> dict[str, NDArray[np.float32]]:

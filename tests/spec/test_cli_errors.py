@@ -183,6 +183,15 @@ COMMANDS = {
 }
 
 
+def must_be_refused(command, golden, here, capsys):
+    """Word for word, and nothing was lost, nothing was left behind."""
+    before = sorted(here.rglob("*"))
+    page = said([word.replace("HERE", str(here)) for word in command], here, capsys)
+    must_be_an_error(page)
+    must_equal_golden(golden, page)
+    assert sorted(here.rglob("*")) == before
+
+
 class Opener:
     """What a pickle can hold besides tensors: a call."""
 
@@ -209,11 +218,7 @@ def here(checkpoint_folder, bundle_folder, speech, tmp_path):
 
 @pytest.mark.parametrize("wrong", COMMANDS)
 def test_a_command_that_makes_no_sense_is_refused_word_for_word(wrong, here, capsys):
-    before = sorted(here.rglob("*"))
-    page = said([word.replace("HERE", str(here)) for word in COMMANDS[wrong]], here, capsys)
-    must_be_an_error(page)
-    must_equal_golden(f"command_{wrong}", page)
-    assert sorted(here.rglob("*")) == before  # nothing was lost, nothing was left behind
+    must_be_refused(COMMANDS[wrong], f"command_{wrong}", here, capsys)
 
 
 def test_a_pickle_that_runs_code_does_not_run_it(here):

@@ -26,7 +26,7 @@ from edgefuse.store import read_bundle
 from edgefuse.verify.parity import snr_db
 from tests.conftest import a_checkpoint
 from tests.spec.conftest import FUSIONFORMER
-from tests.spec.test_cli_errors import must_be_an_error, must_equal_golden, said
+from tests.spec.test_cli_errors import must_be_refused
 
 INT8 = SCHEMES["int8"]
 
@@ -86,9 +86,10 @@ def test_a_scheme_file_says_what_each_layer_is(tmp_path):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_named_scheme_is_called_by_its_name(name):
+def test_a_scheme_of_one_precision_is_judged_as_that_whatever_its_file_is_called(name):
     assert SCHEMES[name].precision == name
-    assert dataclasses.replace(SCHEMES[name], clipping="minmax").precision == "mixed"
+    assert dataclasses.replace(SCHEMES[name], name="mine", clipping="minmax").precision == name
+    assert dataclasses.replace(SCHEMES[name], table={"*.w1": "fp32"}).precision == "mixed"
 
 
 def test_every_layer_stands_between_a_point_that_it_takes_and_one_that_it_makes(whole):
@@ -118,19 +119,22 @@ def test_a_rounded_value_is_within_half_a_step_inside_the_range_and_clipped_outs
     assert float(rounded(torch.tensor([100.0]))) == pytest.approx(3.0, abs=rounded.scale)
 
 
+class Divided(torch.nn.Module):
+    """A graph with one point."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by, self.here = by, Point()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.here(x / self.by)
+
+
 def test_counts_are_of_every_value_that_was_seen():
-    class Twice(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.here = Point()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.here(x) * 2
-
-    graph, draw = Twice(), torch.Generator().manual_seed(0)
+    graph, draw = Divided(2), torch.Generator().manual_seed(0)
     spoken = [torch.randn(50, generator=draw) for _ in range(4)]
     (seen,) = observe(lambda: ((graph, x) for x in spoken)).values()
-    assert (seen.low, seen.high) == (float(torch.cat(spoken).min()), float(torch.cat(spoken).max()))
+    assert (seen.low, seen.high) == (float(torch.cat(spoken).min()) / 2, float(torch.cat(spoken).max()) / 2)
     assert sum(seen.counts) == 200
     assert not graph.here._forward_hooks
 
@@ -229,6 +233,17 @@ def test_a_layer_with_a_norm_behind_it_is_no_site():
     conformer = lower(fold(a_checkpoint("layer", conv_norm="batch")), [0.64], "fp32").entries[0].graph
     layers = {site.layer for site in sites_of(conformer)}
     assert "blocks.0.macaron.w1" in layers
+
+
+def test_a_product_has_a_wider_range_than_the_answer_that_its_bias_makes_of_it():
+    made = pytest.importorskip("edgefuse_targets.tflite_quantize", reason="needs LiteRT's quantizer")
+    draw = torch.Generator().manual_seed(0)
+    product, bias = torch.randn(50, 8, generator=draw), torch.linspace(-20, 30, 8)
+    answer = product + bias
+    low, high = made._without(bias, (float(answer.min()), float(answer.max())))
+    assert low <= float(product.min())
+    assert high >= float(product.max())
+    assert low <= 0.0 <= high
 
 
 # --- the road
@@ -355,24 +370,12 @@ def here(checkpoint_folder, speech, calibration, tmp_path):
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_cannot_be_quantized_is_refused_word_for_word(wrong, here, capsys):
-    before = sorted(here.rglob("*"))
-    page = said([word.replace("HERE", str(here)) for word in WRONG[wrong]], here, capsys)
-    must_be_an_error(page)
-    must_equal_golden(f"quantize_{wrong}", page)
-    assert sorted(here.rglob("*")) == before
+    must_be_refused(WRONG[wrong], f"quantize_{wrong}", here, capsys)
 
 
 def test_a_value_that_is_not_finite_is_named():
-    class Broken(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.here = Point()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.here(x / 0)
-
     with pytest.raises(errors.BadCalibration, match="here is not finite"):
-        observe(lambda: [(Broken(), torch.ones(3))])
+        observe(lambda: [(Divided(0), torch.ones(3))])
 
 
 def test_there_is_a_gate_for_every_precision():
