@@ -99,7 +99,7 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
     if isinstance(order.precision, Scheme):
         with tell("Calibrating"):
             program = _quantize(program, folded, order.precision, order.calibration, test_set)
-    _require_honoured(program, shelf)
+    require_honoured(program, shelf)
     with tell("Listening to the test set in PyTorch"):
         heard = hear(test_set, frontend)
         references = {mode.name: refer(checkpoint, folded, frontend, heard, mode) for mode in program.modes}
@@ -196,23 +196,29 @@ def _lower(folded: FoldedModel, order: Order) -> Program:
 
 def _quantize(program: Program, folded: FoldedModel, scheme: Scheme, place: Path | None, test_set: TestSet) -> Program:
     """Ask for fewer bits."""
+    if not scheme.calibrated:
+        return by_scheme(program, scheme, None)
+    if place is None:
+        raise UsageError(f"{scheme.name} needs ranges.", hint="Say on which speech: --calibration SPEECH")
+    return by_scheme(program, scheme, calibration_of(place, folded, program, test_set))
+
+
+def by_scheme(program: Program, scheme: Scheme, calibration: Calibration | None) -> Program:
+    """A float program that is asked for fewer bits."""
     ranges: dict[str, Mapping[str, tuple[float, float]]] = {}
-    digest = ""
-    if scheme.calibrated:
-        if place is None:
-            raise UsageError(f"{scheme.name} needs ranges.", hint="Say on which speech: --calibration SPEECH")
-        calibration = calibration_of(place, folded, program, test_set)
-        digest = calibration.speech
+    if calibration:
         for mode in program.modes:
             ranges |= dict.fromkeys(mode.inputs, calibration.ranges(mode.name, scheme.clipping))
-    return dataclasses.replace(program, precision=scheme.precision, quantization=Quantization(scheme, ranges, digest))
+    speech = calibration.speech if calibration else ""
+    return dataclasses.replace(program, precision=scheme.precision, quantization=Quantization(scheme, ranges, speech))
 
 
 def _told(quantization: Quantization | None) -> Quantized | None:
     return None if quantization is None else Quantized(quantization.scheme, quantization.calibration)
 
 
-def _require_honoured(program: Program, shelf: Mapping[str, Target]) -> None:
+def require_honoured(program: Program, shelf: Mapping[str, Target]) -> None:
+    """Raise `Refused` with everything that a target says against a program."""
     for target in shelf.values():
         if sentences := target.refusals(program):
             raise Refused(" ".join(sentences), hint="See what the targets can with: edgefuse targets")
