@@ -8,9 +8,10 @@ bring the same scheme; only latencies differ from run to run, and they are measu
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,8 +65,7 @@ def search(inquiry: Inquiry, output: Path, bounds: Bounds, *, resume: bool = Fal
         UsageError: no bound, or a latency that a target has not here; notes of another search.
         NothingFits: no scheme stays within the bounds; the notes are kept.
     """
-    if bounds == Bounds():
-        raise UsageError("A search needs a bound.", hint="For example: --max-wer-loss 0.3")
+    _require_bounds(bounds)
     target = find(inquiry.target)
     _claim(output, resume=resume)
     ground = prepare(inquiry, tell)
@@ -172,7 +172,7 @@ class _Bench:
                 session = self._target.open(artifact)
             trial = self._trials.heard_by(session, artifact)
             ratio, p50 = self._pace(session, artifact)
-        layers: Counter[LayerPrecision] = Counter(artifact.layers.values())
+        layers = dict(Counter(artifact.layers.values()))
         loss = trial.errors.wer_percent - self._trials.exact.errors.wer_percent
         return Measured(scheme, layers, trial, loss, size_bytes(artifact.path), ratio, p50)
 
@@ -189,20 +189,19 @@ class _Notes:
     """What was found out, on disk."""
 
     def __init__(self, folder: Path, asked: Mapping[str, str]) -> None:
-        self._path = folder / NOTES
+        self._path, self._asked = folder / NOTES, asked
         self._found: dict[str, Any] = {}
         if self._path.is_file():
-            told = json.loads(self._path.read_text(encoding="utf-8"))
-            if told["asked"] != asked:
-                changed = ", ".join(name for name in asked if told["asked"].get(name) != asked[name])
-                raise UsageError(f"{folder} holds a search with another {changed}.", hint="Choose another folder with -o.")
+            told = _read(self._path)
+            if changed := [name for name in asked if told["asked"].get(name) != asked[name]]:
+                raise UsageError(f"{folder} holds a search with another {' and '.join(changed)}.", hint="Choose another -o.")
             self._found = told["found"]
-        self._asked = asked
 
     def once(self, what: str, find_out: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever JSON holds
         """What was found out before, or is now."""
         if what not in self._found:
             self._found[what] = find_out()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             draft = self._path.with_suffix(".new")
             draft.write_text(json.dumps({"asked": self._asked, "found": self._found}, indent=1), encoding="utf-8")
             draft.replace(self._path)
@@ -225,8 +224,25 @@ def _claim(output: Path, *, resume: bool) -> None:
     if not resume and output.exists():
         raise OutputExists(f"{output} exists already.", hint="Go on with --resume, or choose another -o.")
     if resume and output.exists() and not (output / NOTES).is_file():
-        raise OutputExists(f"{output} holds no search to go on with.", hint="Choose another -o.")
-    output.mkdir(parents=True, exist_ok=True)
+        raise OutputExists(f"{output} holds no search to go on with.", hint="Leave --resume away, and choose another -o.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(told["asked"], dict) and isinstance(told["found"], dict):
+            return told
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UsageError(f"{path} holds no notes of a search.", hint="Choose another -o.")
+
+
+def _require_bounds(bounds: Bounds) -> None:
+    told = [bound for bound in astuple(bounds) if bound is not None]
+    if not told:
+        raise UsageError("A search needs a bound.", hint="For example: --max-wer-loss 0.3")
+    if not all(math.isfinite(bound) for bound in told):
+        raise UsageError("A bound is a number.", hint="For example: --max-wer-loss 0.3")
 
 
 def _to_json(measured: Measured) -> dict[str, Any]:
