@@ -239,8 +239,9 @@ def sensitivity(
     from edgefuse.explore import Inquiry
     from edgefuse.explore import sensitivity as run
     from edgefuse.report import rows, terminal
-    from edgefuse.report.picture import draw_sensitivity
 
+    if picture is not None:
+        from edgefuse.report.picture import draw_sensitivity  # a package that is missing is told before the work
     inquiry = Inquiry(checkpoint, target, calibration, speech, *_shape(seconds, chunk_ms, left_context_ms))
     costs = run(inquiry, _scheme(precision), terminal.step)
     if picture is not None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from edgefuse.quantize.mixes import front
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from matplotlib.axes import Axes
 
     from edgefuse.quantize.mixes import Measured
     from edgefuse.quantize.sensitivity import Sensitivity
@@ -19,10 +24,16 @@ def draw_front(path: Path, measured: Sequence[Measured], chosen: Measured | None
     figure, axes = _blank(8.0, 5.0)
     best = front(measured)
     axes.step([each.cost for each in best], [each.wer_loss for each in best], where="post", color="tab:gray", zorder=1)
+    kinds = {
+        "uniform": ("tab:orange", [each for each in measured if not each.scheme.table and each is not chosen]),
+        "mixed": ("tab:blue", [each for each in measured if each.scheme.table and each is not chosen]),
+        "chosen": ("tab:red", [each for each in measured if each is chosen]),
+    }
+    for label, (color, those) in kinds.items():
+        axes.scatter([each.cost for each in those], [each.wer_loss for each in those], color=color, label=label, zorder=2)
     for each in measured:
-        color = "tab:red" if each is chosen else "tab:blue" if each.scheme.table else "tab:orange"
-        axes.scatter(each.cost, each.wer_loss, color=color, zorder=2)
         axes.annotate(each.scheme.name, (each.cost, each.wer_loss), xytext=(3, 4), textcoords="offset points", fontsize=7)
+    axes.legend()
     axes.set_xlabel("size in bytes" if measured[0].latency_ratio is None else "latency / fp32")
     axes.set_ylabel("WER - WER of the float model, points")
     _save(figure, path)
@@ -40,15 +51,11 @@ def draw_sensitivity(path: Path, parts: Sequence[Sensitivity]) -> None:
     _save(figure, path)
 
 
-def _blank(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
+def _blank(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _save(figure: Any, path: Path) -> None:  # noqa: ANN401 - Matplotlib's own
-    import matplotlib as mpl
-
+def _save(figure: Figure, path: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "edgefuse", "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None})

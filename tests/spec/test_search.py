@@ -314,7 +314,7 @@ WRONG = {
     "nothing_to_resume": [*SEARCH, "--max-mb", "1", "-o", "HERE/checkpoint", "--resume"],
     "bound_no_number": [*SEARCH, "--max-mb", "nan", "-o", "HERE/new"],
     "another_model": [*SEARCH, "--max-mb", "1", "--speech", "HERE/speech", "-o", "HERE/searched", "--resume"],
-    "damaged_notes": [*SEARCH, "--max-mb", "1", "-o", "HERE/damaged", "--resume"],
+    "damaged_notes": [*SEARCH, "--speech", "HERE/speech", "--max-mb", "1", "-o", "HERE/damaged", "--resume"],
     "ranges_without_speech": [*RANGES, "--max-mb", "1", "-o", "HERE/new"],
     "tried_on_what_is_calibrated_on": [*SEARCH, "--speech", "HERE/calibration", "--max-mb", "1", "-o", "HERE/new"],
     "sensitivity_of_a_float": [*FP16, *CALIBRATED],
