@@ -164,7 +164,7 @@ def export(
     from edgefuse.report import rows, terminal
 
     shapes = _shapes(seconds, chunk_ms, left_context_ms, held=state == "held")
-    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration)
+    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration, _picture(precision))
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
@@ -625,6 +625,14 @@ def _precision(told: str) -> Precision | Scheme:
         if name == told:
             return name
     return SCHEMES.get(told) or read_scheme(Path(told))
+
+
+def _picture(told: str) -> Path | None:
+    """What a search drew beside its scheme."""
+    from edgefuse.quantize.mixes import PICTURE
+
+    picture = Path(told).with_name(PICTURE) if Path(told).is_file() else None
+    return picture if picture is not None and picture.is_file() else None
 
 
 def _scheme(told: str) -> Scheme:

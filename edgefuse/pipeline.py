@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from edgefuse.quantize.calibrate import calibrate as take_ranges
 from edgefuse.quantize.scheme import Scheme
 from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.refold import fold_exactly
+from edgefuse.report.page import PAGE, page
 from edgefuse.speech import TestSet, read_speech, shipped
 from edgefuse.target import Target, find
 from edgefuse.values import Artifact, Fold, FoldedModel, Input, Precision, Program, Quantization, Refusal
@@ -55,6 +57,7 @@ class Order:
         seconds: longest utterances, one entry each.
         chunks: streaming entries.
         calibration: a folder of speech, or of ranges taken from one, where a scheme needs ranges.
+        picture: an SVG for the report, of the search that found the scheme.
         hears: what the artifacts hear: features, or samples, the front end being inside then.
         speech: the folder of the test set; the shipped one by default.
         baseline: another checkpoint, say the LayerNorm Conformer that this one replaces: it is exported to the same targets,
@@ -69,6 +72,7 @@ class Order:
     speech: Path | None = None
     baseline: Path | None = None
     calibration: Path | None = None
+    picture: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,9 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
         )
         artifacts = [_export(name, target, program, draft, tell) for name, target in shelf.items()]
         bundle = dataclasses.replace(bundle, exports=_verify(bundle, artifacts, heard, tell))
+        if order.picture is not None:
+            shutil.copyfile(order.picture, draft / order.picture.name)
+        (draft / PAGE).write_text(page(bundle, order.picture.name if order.picture else None), encoding="utf-8")
         store.write_bundle(bundle)
         _require_passed(bundle, lambda: store.keep_failed(draft, output))
     bundle = store.read_bundle(output)

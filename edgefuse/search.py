@@ -23,7 +23,7 @@ from edgefuse.errors import NothingFits, OutputExists, UsageError
 from edgefuse.explore import Ground, Inquiry, prepare
 from edgefuse.foreign import in_words
 from edgefuse.pipeline import Tell, silent
-from edgefuse.quantize.mixes import WORTH, Bounds, Measured, binding, cheapest, mixes, scheme_of_mix, spread
+from edgefuse.quantize.mixes import PICTURE, WORTH, Bounds, Measured, binding, cheapest, mixes, scheme_of_mix, spread
 from edgefuse.quantize.scheme import CLIPPINGS, SCHEMES, LayerPrecision, Scheme
 from edgefuse.quantize.sensitivity import alone, extents, module_of
 from edgefuse.quantize.trial import Trial
@@ -33,7 +33,7 @@ from edgefuse.target import Session, Target, find
 from edgefuse.values import Artifact
 from edgefuse.verify.wer import WordErrors
 
-NOTES, SCHEME, PICTURE = "search.json", "scheme.toml", "front.svg"
+NOTES, SCHEME = "search.json", "scheme.toml"
 ALL = Scheme("all", "int8", features="int8", logits="int8")  # every layer, so that every layer is a choice
 FAST: tuple[LayerPrecision, ...] = ("int8", "int8-dynamic")
 SMALL: tuple[LayerPrecision, ...] = ("int8-weights", "int4-weights")  # slower than the others: only where size counts

@@ -31,6 +31,7 @@ TIME: Mapping[LayerPrecision, float] = {  # per multiply-accumulate, of fp32's; 
     "int4-weights": 0.55,
     "int8-a16": 1.0,
 }
+PICTURE = "front.svg"  # of what a search measured, beside its scheme
 FLOAT_BITS = 32
 BITS: Mapping[LayerPrecision, int] = {
     precision: {"fp32": FLOAT_BITS, "int4-weights": 4}.get(precision, 8) for precision in LAYER_PRECISIONS

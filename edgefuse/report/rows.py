@@ -161,6 +161,24 @@ def _mode_json(verified: Verified, export: Export, mode: str) -> dict[str, Any]:
     }
 
 
+def lineage_rows(bundle: Bundle) -> list[tuple[str, ...]]:
+    """Where every number of a bundle comes from."""
+    quantized = bundle.quantization
+    return [
+        ("checkpoint", bundle.checkpoint),
+        ("folded model", bundle.folded),
+        *(
+            (f"{export.artifact.target}, {megabytes(export.size_bytes)}, {export.verdict.how}", export.digest)
+            for export in bundle.exports
+        ),
+        ("speech that it was verified on", bundle.speech),
+        *([("speech that it was calibrated on", quantized.calibration)] if quantized and quantized.calibration else []),
+        ("sites folded", f"{bundle.folds}; {len(bundle.refusals)} stay"),
+        ("relative error of the fold, float64", f"{bundle.fold_error:.1e}"),
+        ("tools", ", ".join(f"{name} {version}" for name, version in bundle.tools.items())),
+    ]
+
+
 def _or_dash(number: float | None, form: str) -> str:
     return "-" if number is None else form.format(number)
 

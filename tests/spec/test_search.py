@@ -1,6 +1,7 @@
 """What each layer costs, and the cheapest scheme within bounds."""
 
 import dataclasses
+import html
 import itertools
 import json
 import shutil
@@ -267,6 +268,11 @@ def test_a_search_leaves_a_scheme_that_export_takes(searched, small, calibration
     code = cli.run([*made, "--calibration", str(calibration), "--speech", str(speech), "-o", str(tmp_path / "made")])
     assert code in (0, 61)  # random weights may not pass the gate, but it is reached
     assert (scheme.layers, scheme.table) != ("fp32", {})
+    (made,) = tmp_path.glob("made*")
+    page = (made / "report.html").read_text()
+    assert "front.svg" in page
+    assert (made / "front.svg").read_bytes() == (searched / "front.svg").read_bytes()
+    assert scheme.to_toml().splitlines()[0] in html.unescape(page)
 
 
 def test_a_search_goes_on_from_its_notes_and_finds_the_same(searched, command, capsys):
