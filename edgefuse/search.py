@@ -95,25 +95,25 @@ def _measured(bench: _Bench, bounds: Bounds) -> tuple[Measured, ...]:
     uniform = [bench.measure(SCHEMES[each]) for each in able]
     like = bench.clipped()
     corners = mixes(bench.noises(like, able), bench.extents, WORTH if small else 0.0)
-    schemes = [scheme_of_mix(f"mix {number}", corner, like) for number, corner in enumerate(corners)]
+    schemes = [scheme_of_mix(f"mix {number}", mix, like) for number, mix in enumerate(corners) if set(mix.values()) != {"fp32"}]
     mixed = {each.name: bench.measure(each) for each in spread(schemes, STEPS)}
     for _ in range(REFINEMENTS):
-        between = _between([each.name for each in schemes], tuple(mixed.values()), bounds)
+        between = _between(schemes, tuple(mixed.values()), bounds)
         if between is None:
             break
-        mixed[between] = bench.measure(schemes[int(between.split()[1])])
+        mixed[between.name] = bench.measure(between)
     return (bench.yardstick, *uniform, *mixed.values())
 
 
-def _between(names: Sequence[str], measured: Sequence[Measured], bounds: Bounds) -> str | None:
-    """The mix in the middle between the cheapest within the bounds and the next one along the hull."""
+def _between(schemes: Sequence[Scheme], measured: Sequence[Measured], bounds: Bounds) -> Scheme | None:
+    """The mix in the middle between the cheapest within the bounds and the next one along the hull that was measured."""
     best = cheapest(measured, bounds)
     if best is None:
         return None
-    here = names.index(best.scheme.name)
-    behind = [number for number in (names.index(each.scheme.name) for each in measured) if number > here]
+    here = schemes.index(best.scheme)
+    behind = [number for number in (schemes.index(each.scheme) for each in measured) if number > here]
     middle = (here + min(behind)) // 2 if behind else here
-    return names[middle] if middle != here else None
+    return schemes[middle] if middle != here else None
 
 
 class _Bench:
@@ -182,7 +182,7 @@ class _Bench:
         (mode,) = artifact.modes
         turns = {"this": contender(session, artifact, mode), "fp32": contender(self._opened, self._float, mode)}
         samples = interleave(turns, TIMED)
-        return samples.ratio("this", to="fp32"), samples.p50_ms("this")
+        return 1.0 if session is self._opened else samples.ratio("this", to="fp32"), samples.p50_ms("this")
 
 
 class _Notes:
