@@ -164,7 +164,7 @@ def export(
     from edgefuse.report import rows, terminal
 
     shapes = _shapes(seconds, chunk_ms, left_context_ms, held=state == "held")
-    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration)
+    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration, _picture(precision))
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
@@ -201,6 +201,97 @@ def calibrate(
         terminal.show_json(rows.calibration_json(seen))
     else:
         terminal.show_table(rows.RANGES, rows.range_rows(seen))
+
+
+def trying_options(command: Command) -> Command:
+    """What schemes are calibrated and tried on, and with which shape."""
+    command = left_context_option(command)
+    command = click.option("--chunk-ms", type=float, help="In chunks of so long, not whole utterances.")(command)
+    told = "Of whole utterances."
+    command = click.option("--seconds", type=float, default=5.12, show_default=True, help=told)(command)
+    told = "Speech to try schemes on.  [default: every third utterance of the calibration, which is not calibrated on then]"
+    command = click.option("--speech", type=PATH, help=told)(command)
+    told = "Where ranges come from; or ranges taken from it."
+    command = click.option("--calibration", type=PATH, metavar="SPEECH", required=True, help=told)(command)
+    return click.option("--target", "-t", required=True, help="See `edgefuse targets`.")(command)
+
+
+@cli.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--precision", metavar="NAME|FILE", default="int8", show_default=True, help="A scheme, or a scheme file.")
+@trying_options
+@click.option("--picture", type=PATH, metavar="FILE", help="Draw it, as SVG.")
+@verbose_option
+@json_option
+def sensitivity(
+    checkpoint: Path,
+    precision: str,
+    target: str,
+    calibration: Path,
+    speech: Path | None,
+    seconds: float,
+    chunk_ms: float | None,
+    left_context_ms: float,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantize each layer of CHECKPOINT alone, and all but each: what it costs, and what it saves."""
+    from edgefuse.explore import Inquiry
+    from edgefuse.explore import sensitivity as run
+    from edgefuse.report import rows, terminal
+
+    if picture is not None:
+        from edgefuse.report.picture import draw_sensitivity  # a package that is missing is told before the work
+    inquiry = Inquiry(checkpoint, target, calibration, speech, *_shape(seconds, chunk_ms, left_context_ms))
+    costs = run(inquiry, _scheme(precision), terminal.step)
+    if picture is not None:
+        draw_sensitivity(picture, costs.parts)
+    if as_json:
+        terminal.show_json(rows.sensitivity_json(costs))
+    else:
+        terminal.show_table(rows.SENSITIVITIES, rows.sensitivity_rows(costs), title=rows.sensitivity_line(costs))
+
+
+@cli.command()
+@click.argument("checkpoint", type=PATH)
+@trying_options
+@click.option("--max-wer-loss", type=float, metavar="POINTS", help="Above the float model's, on the speech that is tried on.")
+@click.option("--max-latency-ms", type=float, metavar="MS", help="Median on this host, one thread.")
+@click.option("--max-mb", type=float, metavar="MB", help="Of the artifact, 10^6 bytes.")
+@click.option("-o", "--output", type=PATH, required=True, help="The folder for scheme.toml, front.svg and what was measured.")
+@click.option("--resume", is_flag=True, help="Go on from what was measured before, perhaps within other bounds.")
+@verbose_option
+@json_option
+def search(
+    checkpoint: Path,
+    target: str,
+    calibration: Path,
+    speech: Path | None,
+    seconds: float,
+    chunk_ms: float | None,
+    left_context_ms: float,
+    max_wer_loss: float | None,
+    max_latency_ms: float | None,
+    max_mb: float | None,
+    output: Path,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Find the cheapest precision of each layer of CHECKPOINT within bounds; `export --precision` takes the scheme.toml."""
+    from edgefuse.explore import Inquiry
+    from edgefuse.quantize.mixes import Bounds
+    from edgefuse.report import rows, terminal
+    from edgefuse.search import SCHEME
+    from edgefuse.search import search as run
+
+    inquiry = Inquiry(checkpoint, target, calibration, speech, *_shape(seconds, chunk_ms, left_context_ms))
+    bounds = Bounds(max_wer_loss, max_latency_ms, max_mb)
+    found = run(inquiry, output, bounds, resume=resume, tell=terminal.step)
+    if as_json:
+        terminal.show_json(rows.found_json(found))
+    else:
+        terminal.show_table(rows.FOUND, rows.found_rows(found))
+        click.echo(f"{found.binding}\nScheme: {output / SCHEME}")
 
 
 @cli.command()
@@ -534,6 +625,29 @@ def _precision(told: str) -> Precision | Scheme:
         if name == told:
             return name
     return SCHEMES.get(told) or read_scheme(Path(told))
+
+
+def _picture(told: str) -> Path | None:
+    """What a search drew beside its scheme."""
+    from edgefuse.quantize.mixes import PICTURE
+
+    picture = Path(told).with_name(PICTURE) if Path(told).is_file() else None
+    return picture if picture is not None and picture.is_file() else None
+
+
+def _scheme(told: str) -> Scheme:
+    """A scheme; not a float precision."""
+    found = _precision(told)
+    if isinstance(found, str):
+        raise UsageError(f"{found} quantizes nothing.", hint="Name a scheme, for example: --precision int8")
+    return found
+
+
+def _shape(seconds: float, chunk_ms: float | None, left_context_ms: float) -> tuple[float | None, Chunks | None]:
+    """One length, or else one kind of chunk."""
+    from edgefuse.lower import Chunks
+
+    return (seconds, None) if chunk_ms is None else (None, Chunks(chunk_ms, left_context_ms))
 
 
 def _targets(chosen: tuple[str, ...], *, every: bool) -> tuple[str, ...]:

@@ -37,7 +37,8 @@
     ├── BadHotwords                    80   a file of hotwords that cannot be used
     └── QuantizationError
         ├── BadScheme                  90   a scheme that cannot be read, or that this model or target lacks the layers for
-        └── BadCalibration             91   calibration speech or ranges that cannot be used
+        ├── BadCalibration             91   calibration speech or ranges that cannot be used
+        └── NothingFits                92   no scheme stays within the bounds of a search
 
 Ctrl-C ends with 130, as everywhere. Only `edgefuse.cli` catches these.
 """
@@ -267,3 +268,9 @@ class BadCalibration(QuantizationError):
     """Speech that ranges cannot be taken from, or ranges that cannot be used."""
 
     exit_code = 91
+
+
+class NothingFits(QuantizationError):
+    """No scheme that was found stays within the bounds."""
+
+    exit_code = 92

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from edgefuse.quantize.calibrate import calibrate as take_ranges
 from edgefuse.quantize.scheme import Scheme
 from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.refold import fold_exactly
+from edgefuse.report.page import PAGE, page
 from edgefuse.speech import TestSet, read_speech, shipped
 from edgefuse.target import Target, find
 from edgefuse.values import Artifact, Fold, FoldedModel, Input, Precision, Program, Quantization, Refusal
@@ -55,6 +57,7 @@ class Order:
         seconds: longest utterances, one entry each.
         chunks: streaming entries.
         calibration: a folder of speech, or of ranges taken from one, where a scheme needs ranges.
+        picture: an SVG for the report, of the search that found the scheme.
         hears: what the artifacts hear: features, or samples, the front end being inside then.
         speech: the folder of the test set; the shipped one by default.
         baseline: another checkpoint, say the LayerNorm Conformer that this one replaces: it is exported to the same targets,
@@ -69,6 +72,7 @@ class Order:
     speech: Path | None = None
     baseline: Path | None = None
     calibration: Path | None = None
+    picture: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
     if isinstance(order.precision, Scheme):
         with tell("Calibrating"):
             program = _quantize(program, folded, order.precision, order.calibration, test_set)
-    _require_honoured(program, shelf)
+    require_honoured(program, shelf)
     with tell("Listening to the test set in PyTorch"):
         heard = hear(test_set, frontend)
         references = {mode.name: refer(checkpoint, folded, frontend, heard, mode) for mode in program.modes}
@@ -124,6 +128,9 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
         )
         artifacts = [_export(name, target, program, draft, tell) for name, target in shelf.items()]
         bundle = dataclasses.replace(bundle, exports=_verify(bundle, artifacts, heard, tell))
+        if order.picture is not None:
+            shutil.copyfile(order.picture, draft / order.picture.name)
+        (draft / PAGE).write_text(page(bundle, order.picture.name if order.picture else None), encoding="utf-8")
         store.write_bundle(bundle)
         _require_passed(bundle, lambda: store.keep_failed(draft, output))
     bundle = store.read_bundle(output)
@@ -196,23 +203,29 @@ def _lower(folded: FoldedModel, order: Order) -> Program:
 
 def _quantize(program: Program, folded: FoldedModel, scheme: Scheme, place: Path | None, test_set: TestSet) -> Program:
     """Ask for fewer bits."""
+    if not scheme.calibrated:
+        return by_scheme(program, scheme, None)
+    if place is None:
+        raise UsageError(f"{scheme.name} needs ranges.", hint="Say on which speech: --calibration SPEECH")
+    return by_scheme(program, scheme, calibration_of(place, folded, program, test_set))
+
+
+def by_scheme(program: Program, scheme: Scheme, calibration: Calibration | None) -> Program:
+    """A float program that is asked for fewer bits."""
     ranges: dict[str, Mapping[str, tuple[float, float]]] = {}
-    digest = ""
-    if scheme.calibrated:
-        if place is None:
-            raise UsageError(f"{scheme.name} needs ranges.", hint="Say on which speech: --calibration SPEECH")
-        calibration = calibration_of(place, folded, program, test_set)
-        digest = calibration.speech
+    if calibration:
         for mode in program.modes:
             ranges |= dict.fromkeys(mode.inputs, calibration.ranges(mode.name, scheme.clipping))
-    return dataclasses.replace(program, precision=scheme.precision, quantization=Quantization(scheme, ranges, digest))
+    speech = calibration.speech if calibration else ""
+    return dataclasses.replace(program, precision=scheme.precision, quantization=Quantization(scheme, ranges, speech))
 
 
 def _told(quantization: Quantization | None) -> Quantized | None:
     return None if quantization is None else Quantized(quantization.scheme, quantization.calibration)
 
 
-def _require_honoured(program: Program, shelf: Mapping[str, Target]) -> None:
+def require_honoured(program: Program, shelf: Mapping[str, Target]) -> None:
+    """Raise `Refused` with everything that a target says against a program."""
     for target in shelf.values():
         if sentences := target.refusals(program):
             raise Refused(" ".join(sentences), hint="See what the targets can with: edgefuse targets")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -80,6 +80,13 @@ def read_speech(folder: Path) -> TestSet:
     if twice := {u.identity for u in utterances if sum(v.identity == u.identity for v in utterances) > 1}:
         raise AudioError(f"{manifest} has the id {min(twice)} twice.", hint="Give each utterance its own id.")
     return TestSet(folder, utterances, _digest(utterances))
+
+
+def parted(speech: TestSet, every: int) -> tuple[TestSet, TestSet]:
+    """Every so-manieth utterance apart from the others: (the others, these)."""
+    apart = speech.utterances[every - 1 :: every]
+    others = tuple(each for number, each in enumerate(speech.utterances, 1) if number % every)
+    return replace(speech, utterances=others, digest=_digest(others)), replace(speech, utterances=apart, digest=_digest(apart))
 
 
 def _utterance(folder: Path, manifest: Path, number: int, row: list[str]) -> Utterance:

@@ -18,6 +18,7 @@ Softmax has no line: a hidden key has the score -10000, and eight bits that hold
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,6 +102,16 @@ class Scheme:
         """As in a scheme file, with its name."""
         lines = {line: getattr(self, line) for line in LINES}
         return {"name": self.name, "layers": self.layers, "clipping": self.clipping, **lines, "table": dict(self.table)}
+
+    def to_toml(self) -> str:
+        """A scheme file: what `read_scheme` reads."""
+        fields = self.to_json()
+        del fields["name"]
+        table = fields.pop("table")
+        lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+        return "\n".join(
+            [*lines, "", "[table]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items()), ""]
+        )
 
 
 SCHEMES: Mapping[str, Scheme] = {name: Scheme(name, name) for name in LAYER_PRECISIONS if name != "fp32"}  # the named ones

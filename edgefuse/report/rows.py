@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from edgefuse.decode.spelling import Said
+from edgefuse.quantize.mixes import front
 from edgefuse.quantize.scheme import CLIPPINGS
 from edgefuse.report.terminal import megabytes
 from edgefuse.values import Fold, Refusal
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
     from edgefuse.bench import Comparison, Row
     from edgefuse.bundle import Bundle, Export
     from edgefuse.evaluate import Evaluation
+    from edgefuse.explore import Costs
     from edgefuse.fold import Exactness
     from edgefuse.inspection import Inspection
     from edgefuse.packages import Need
     from edgefuse.pipeline import Verified
     from edgefuse.quantize.calibrate import Calibration
+    from edgefuse.quantize.trial import Trial
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
+    from edgefuse.search import Found
     from edgefuse.target import Target
     from edgefuse.train.loop import Trained
     from edgefuse.values import Check, FoldedModel
@@ -54,6 +58,20 @@ RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar
 STREAMED = ("recording", "length", "chunks", "real-time factor", "p50", "p90", "p99")
 EVALUATED = ("test set", "search", "WER", "on hotwords", "on other words", "false hotwords", "words", "utterances")
 RANGES = ("mode", "value", "smallest", "largest", *(f"for {way}" for way in CLIPPINGS))
+SENSITIVITIES = (
+    "layer",
+    "precision",
+    "share of the error",
+    "SNR, alone",
+    "without it",
+    "tokens, alone",
+    "without it",
+    "WER, alone",
+    "without it",
+    "latency",
+    "size",
+)
+FOUND = ("scheme", "layers", "SNR", "tokens", "WER loss", "file size", "p50 here", "/ fp32", "on the front", "")
 ERRORS = ("test set", "WER", "errors", "words", "utterances")
 
 
@@ -141,6 +159,24 @@ def _mode_json(verified: Verified, export: Export, mode: str) -> dict[str, Any]:
         "wer_percent": findings.errors.wer_percent,
         **({"p50_ms": pace.p50_ms, "baseline_ratio": pace.baseline_ratio} if pace else {}),
     }
+
+
+def lineage_rows(bundle: Bundle) -> list[tuple[str, ...]]:
+    """Where every number of a bundle comes from."""
+    quantized = bundle.quantization
+    return [
+        ("checkpoint", bundle.checkpoint),
+        ("folded model", bundle.folded),
+        *(
+            (f"{export.artifact.target}, {megabytes(export.size_bytes)}, {export.verdict.how}", export.digest)
+            for export in bundle.exports
+        ),
+        ("speech that it was verified on", bundle.speech),
+        *([("speech that it was calibrated on", quantized.calibration)] if quantized and quantized.calibration else []),
+        ("sites folded", f"{bundle.folds}; {len(bundle.refusals)} stay"),
+        ("relative error of the fold, float64", f"{bundle.fold_error:.1e}"),
+        ("tools", ", ".join(f"{name} {version}" for name, version in bundle.tools.items())),
+    ]
 
 
 def _or_dash(number: float | None, form: str) -> str:
@@ -414,3 +450,99 @@ def calibration_json(seen: Calibration) -> dict[str, Any]:
 
 def _span(span: tuple[float, float]) -> str:
     return f"{span[0]:.3g} to {span[1]:.3g}"
+
+
+def sensitivity_rows(costs: Costs) -> list[tuple[str, ...]]:
+    """One row per layer and line, in the order of `SENSITIVITIES`, what brings the most error first."""
+    noise = sum(each.alone.noise for each in costs.parts) or 1.0
+    latency, weights = sum(costs.latency_ms.values()), sum(each.extent.weights for each in costs.parts if each.extent)
+    return [
+        (
+            each.name,
+            each.precision,
+            f"{100 * each.alone.noise / noise:.1f} %",
+            *(f"{trial.snr_db:.1f} dB" for trial in (each.alone, each.without)),
+            *(f"{trial.agreement_percent:.2f} %" for trial in (each.alone, each.without)),
+            f"{each.alone.errors.wer_percent - costs.exact.errors.wer_percent:+.2f}",
+            f"{each.without.errors.wer_percent - costs.whole.errors.wer_percent:+.2f}",
+            f"{100 * costs.latency_ms[each.name] / latency:.1f} %" if each.name in costs.latency_ms and latency else "-",
+            f"{100 * each.extent.weights / weights:.1f} %" if each.extent else "-",
+        )
+        for each in sorted(costs.parts, key=lambda each: -each.alone.noise)
+    ]
+
+
+def sensitivity_line(costs: Costs) -> str:
+    """What the scheme as a whole does."""
+    return (
+        f"All of it: {costs.whole.snr_db:.1f} dB, {costs.whole.agreement_percent:.2f} % of the tokens, WER "
+        f"{costs.whole.errors.wer_percent:.2f} %, float {costs.exact.errors.wer_percent:.2f} % ({costs.exact.errors.words} words)"
+    )
+
+
+def sensitivity_json(costs: Costs) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "float": _trial_json(costs.exact),
+        "all": _trial_json(costs.whole),
+        "parts": [
+            {
+                "name": each.name,
+                "precision": each.precision,
+                "alone": _trial_json(each.alone),
+                "without": _trial_json(each.without),
+                "latency_ms": costs.latency_ms.get(each.name),
+                "extent": dataclasses.asdict(each.extent) if each.extent else None,
+            }
+            for each in costs.parts
+        ],
+    }
+
+
+def _trial_json(trial: Trial) -> dict[str, Any]:
+    return {
+        "snr_db": trial.snr_db,
+        "agreement_percent": trial.agreement_percent,
+        "frames": trial.frames,
+        "errors": _errors_json(trial.errors),
+    }
+
+
+def found_rows(found: Found) -> list[tuple[str, ...]]:
+    """One row per scheme that was measured, in the order of `FOUND`, the cheapest first."""
+    best = front(found.measured)
+    return [
+        (
+            each.scheme.name,
+            ", ".join(f"{count} {precision}" for precision, count in sorted(each.layers.items())),
+            f"{each.trial.snr_db:.1f} dB",
+            f"{each.trial.agreement_percent:.2f} %",
+            f"{each.wer_loss:+.2f}",
+            megabytes(each.size_bytes),
+            _or_dash(each.latency_ms, "{:.2f} ms"),
+            _or_dash(each.latency_ratio, "{:.3f}"),
+            "yes" if each in best else "",
+            "chosen" if each is found.chosen else "",
+        )
+        for each in sorted(found.measured, key=lambda each: each.cost)
+    ]
+
+
+def found_json(found: Found) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "chosen": found.chosen.scheme.to_json(),
+        "binding": found.binding,
+        "measured": [
+            {
+                "scheme": each.scheme.to_json(),
+                "layers": dict(each.layers),
+                **_trial_json(each.trial),
+                "wer_loss": each.wer_loss,
+                "size_bytes": each.size_bytes,
+                "latency_ms": each.latency_ms,
+                "latency_ratio": each.latency_ratio,
+            }
+            for each in found.measured
+        ],
+    }
