@@ -1,0 +1,112 @@
+"""Fewer bits for Core ML: a graph whose weights are rounded already, with buffers beside them that say how.
+
+Core ML Tools read such buffers, `_COREML_/weight/...`, and write a weight as its integers and scales, or as its indices and
+lookup tables [R: their guide, "Converting compressed PyTorch models"]. So each layer is rounded as the plan says, by its name;
+nothing is searched for in the converted program. Scales and tables are exact in half precision, in which the program computes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from edgefuse.lower.sites import network_of
+from edgefuse.quantize.graph import SMALLEST_SCALE, Rounded
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgefuse.quantize.plan import Plan
+    from edgefuse.quantize.scheme import LayerPrecision
+
+BESIDE = "_COREML_/weight/"  # the beginning of the names of the buffers
+TABLES, INTEGERS = 2, 3  # how a weight is compressed, by the numbers of Core ML Tools
+PALETTE: LayerPrecision = "palette4-weights"
+BITS: dict[LayerPrecision, int] = {"int8": 8, "int8-weights": 8, "int4-weights": 4}
+BLOCK = 32  # inputs that share a scale, where weights have 4 bits
+VALUES = 16  # of a lookup table
+TOGETHER = 16  # output channels that share a lookup table, at most
+ROUNDS = 100  # of k-means, which has settled before
+
+
+def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of a graph that computes as planned, in the words of Core ML Tools."""
+    copied = copy.deepcopy(graph)
+    network = network_of(copied)
+    for path, span in plan.values.items():
+        network.set_submodule(path, Rounded(span))
+    for path, precision in plan.layers.items():
+        if precision != "fp32":
+            layer = network.get_submodule(path)
+            weight = layer.get_parameter("weight")
+            weight.data, beside = _told(weight.detach(), precision)
+            for name, value in beside.items():
+                layer.register_buffer(f"{BESIDE}{name}", value)
+    return copied.eval()
+
+
+def _told(weight: Tensor, precision: LayerPrecision) -> tuple[Tensor, dict[str, Tensor]]:
+    """A weight that is rounded, and what tells Core ML Tools how."""
+    if precision == PALETTE:
+        rounded, tables = palettized(weight)
+        return rounded, {"compression_type": torch.tensor([TABLES]), "lut": tables}
+    bits = BITS[precision]
+    rounded, scales = in_blocks(weight, bits)
+    return rounded, {
+        "compression_type": torch.tensor([INTEGERS]),
+        "quantization_n_bits": torch.tensor(bits),
+        "quantization_scale": scales,
+    }
+
+
+def in_blocks(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """w = s q with integers |q| <= 2^(bits - 1) - 1 = m, and s = max |w| / m, rounded to half, over a block of inputs.
+
+    A block is a whole output channel; with 4 bits it is 32 inputs of one, where their number divides.
+
+    Returns:
+        the rounded weight, and the scales (channels, blocks).
+    """
+    rows = weight.flatten(1)
+    size = BLOCK if bits < 8 and rows.shape[1] % BLOCK == 0 else rows.shape[1]  # noqa: PLR2004 - a byte
+    blocks = rows.reshape(len(rows), -1, size)
+    most = 2 ** (bits - 1) - 1
+    scale = (blocks.abs().amax(2, keepdim=True) / most).half().float().clamp(min=SMALLEST_SCALE)
+    rounded = (blocks / scale).round().clamp(-most, most) * scale
+    return rounded.reshape(weight.shape), scale.squeeze(2)
+
+
+def palettized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each weight as the nearest of 16 values in half precision, of a table of its own for every 16 output channels or fewer.
+
+    Returns:
+        the rounded weight, and the tables (channels / together, 1.., 16, 1), of as many axes as the weight has and two more.
+    """
+    together = math.gcd(TOGETHER, len(weight))
+    groups = weight.reshape(len(weight) // together, -1)
+    tables = torch.stack([_centers(group) for group in groups])
+    edges = (tables[:, 1:] + tables[:, :-1]) / 2
+    rounded = tables.gather(1, torch.searchsorted(edges, groups))
+    return rounded.reshape(weight.shape), tables.reshape(len(tables), *[1] * (weight.ndim - 1), VALUES, 1)
+
+
+def _centers(values: Tensor) -> Tensor:
+    """(16,) ascending: Lloyd's k-means in one dimension, from the quantiles on; the same values give the same centers.
+
+    A center without values stays where it is.
+    """
+    x = values.double().sort().values
+    sums = torch.cat((torch.zeros(1, dtype=x.dtype), x.cumsum(0)))
+    centers = x[((torch.arange(VALUES) + 0.5) * len(x) / VALUES).long()]
+    for _ in range(ROUNDS):
+        inner = torch.searchsorted(x, (centers[1:] + centers[:-1]) / 2)
+        ends = torch.cat((torch.tensor([0]), inner, torch.tensor([len(x)])))
+        counts = ends.diff()
+        moved = torch.where(counts > 0, sums[ends].diff() / counts, centers)
+        if torch.equal(moved, centers):
+            break
+        centers = moved
+    return centers.half().float()
