@@ -26,7 +26,8 @@ BESIDE = "_COREML_/weight/"  # the beginning of the names of the buffers
 TABLES, INTEGERS = 2, 3  # how a weight is compressed, by the numbers of Core ML Tools
 PALETTE: LayerPrecision = "palette4-weights"
 BITS: dict[LayerPrecision, int] = {"int8": 8, "int8-weights": 8, "int4-weights": 4}
-BLOCK = 32  # inputs that share a scale, where weights have 4 bits
+BLOCKS = (32, 16)  # inputs that share a scale, where weights have 4 bits: the first of these that divides their number
+SHRINKS = torch.linspace(1.0, 0.5, 26)  # of a scale of 4 bits: clipping a few weights leaves finer steps to the others
 VALUES = 16  # of a lookup table
 TOGETHER = 16  # output channels that share a lookup table, at most
 ROUNDS = 100  # of k-means, which has settled before
@@ -51,8 +52,8 @@ def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
 def _told(weight: Tensor, precision: LayerPrecision) -> tuple[Tensor, dict[str, Tensor]]:
     """A weight that is rounded, and what tells Core ML Tools how."""
     if precision == PALETTE:
-        rounded, tables = palettized(weight)
-        return rounded, {"compression_type": torch.tensor([TABLES]), "lut": tables}
+        rounded, scales, tables = palettized(weight)
+        return rounded, {"compression_type": torch.tensor([TABLES]), "lut": tables, "palettization_scale": scales}
     bits = BITS[precision]
     rounded, scales = in_blocks(weight, bits)
     return rounded, {
@@ -63,34 +64,46 @@ def _told(weight: Tensor, precision: LayerPrecision) -> tuple[Tensor, dict[str, 
 
 
 def in_blocks(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """w = s q with integers |q| <= 2^(bits - 1) - 1 = m, and s = max |w| / m, rounded to half, over a block of inputs.
+    """w = s q with integers |q| <= m = 2^(bits - 1) - 1, and one scale s for a block of inputs of one output channel.
 
-    A block is a whole output channel; with 4 bits it is 32 inputs of one, where their number divides.
+    With 8 bits a block is all inputs, and s = max |w| / m. With 4 bits it is 32 or 16 inputs, where their number divides, and s
+    is the part of that whose squared error is smallest.
 
     Returns:
         the rounded weight, and the scales (channels, blocks).
     """
-    rows = weight.flatten(1)
-    size = BLOCK if bits < 8 and rows.shape[1] % BLOCK == 0 else rows.shape[1]  # noqa: PLR2004 - a byte
+    rows, most = weight.flatten(1), 2 ** (bits - 1) - 1
+    whole = rows.shape[1]
+    size = whole if bits == 8 else next((each for each in BLOCKS if whole % each == 0), whole)  # noqa: PLR2004 - a byte
     blocks = rows.reshape(len(rows), -1, size)
-    most = 2 ** (bits - 1) - 1
-    scale = (blocks.abs().amax(2, keepdim=True) / most).half().float().clamp(min=SMALLEST_SCALE)
-    rounded = (blocks / scale).round().clamp(-most, most) * scale
-    return rounded.reshape(weight.shape), scale.squeeze(2)
+    widest = blocks.abs().amax(2, keepdim=True) / most
+    tried = [_half(widest * shrink) for shrink in (SHRINKS if bits < 8 else SHRINKS[:1])]  # noqa: PLR2004 - a byte
+    rounded = torch.stack([(blocks / scale).round().clamp(-most, most) * scale for scale in tried])
+    best = (rounded - blocks).square().sum(3).argmin(0)
+    scales = torch.stack(tried).squeeze(3).gather(0, best[None])[0]
+    chosen = rounded.gather(0, best[None, :, :, None].expand(1, *blocks.shape))[0]
+    return chosen.reshape(weight.shape), scales
 
 
-def palettized(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Each weight as the nearest of 16 values in half precision, of a table of its own for every 16 output channels or fewer.
+def palettized(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """w = s v with s = max |w| of an output channel, and v the nearest of 16 values, which up to 16 channels share.
 
     Returns:
-        the rounded weight, and the tables (channels / together, 1.., 16, 1), of as many axes as the weight has and two more.
+        the rounded weight, the scales (channels, 1), and the tables (channels / together, 1.., 16, 1), with two axes more than
+        the weight has.
     """
+    scales = _half(weight.flatten(1).abs().amax(1, keepdim=True))
     together = math.gcd(TOGETHER, len(weight))
-    groups = weight.reshape(len(weight) // together, -1)
+    groups = (weight.flatten(1) / scales).reshape(len(weight) // together, -1)
     tables = torch.stack([_centers(group) for group in groups])
     edges = (tables[:, 1:] + tables[:, :-1]) / 2
-    rounded = tables.gather(1, torch.searchsorted(edges, groups))
-    return rounded.reshape(weight.shape), tables.reshape(len(tables), *[1] * (weight.ndim - 1), VALUES, 1)
+    rounded = tables.gather(1, torch.searchsorted(edges, groups)).reshape(len(weight), -1) * scales
+    return rounded.reshape(weight.shape), scales, tables.reshape(len(tables), *[1] * (weight.ndim - 1), VALUES, 1)
+
+
+def _half(scale: Tensor) -> Tensor:
+    """Rounded to half precision, and not to zero."""
+    return scale.half().float().clamp(min=SMALLEST_SCALE)
 
 
 def _centers(values: Tensor) -> Tensor:
