@@ -11,6 +11,7 @@ import copy
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from edgefuse.lower.sites import network_of
@@ -30,7 +31,8 @@ BLOCKS = (32, 16)  # inputs that share a scale, where weights have 4 bits: the f
 SHRINKS = torch.linspace(1.0, 0.5, 26)  # of a scale of 4 bits: clipping a few weights leaves finer steps to the others
 VALUES = 16  # of a lookup table
 TOGETHER = 16  # output channels that share a lookup table, at most
-ROUNDS = 100  # of k-means, which has settled before
+ROUNDS = 100  # of k-means, at most
+BINS = 64  # of the histogram from which it begins
 
 
 def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
@@ -52,8 +54,8 @@ def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
 def _told(weight: Tensor, precision: LayerPrecision) -> tuple[Tensor, dict[str, Tensor]]:
     """A weight that is rounded, and what tells Core ML Tools how."""
     if precision == PALETTE:
-        rounded, scales, tables = palettized(weight)
-        return rounded, {"compression_type": torch.tensor([TABLES]), "lut": tables, "palettization_scale": scales}
+        rounded, tables = palettized(weight)
+        return rounded, {"compression_type": torch.tensor([TABLES]), "lut": tables}
     bits = BITS[precision]
     rounded, scales = in_blocks(weight, bits)
     return rounded, {
@@ -67,7 +69,7 @@ def in_blocks(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """w = s q with integers |q| <= m = 2^(bits - 1) - 1, and one scale s for a block of inputs of one output channel.
 
     With 8 bits a block is all inputs, and s = max |w| / m. With 4 bits it is 32 or 16 inputs, where their number divides, and s
-    is the part of that whose squared error is smallest.
+    is the part of that whose squared error is smallest: 17.7 dB with one scale per channel, 20.8 in blocks, 21.3 with both [M].
 
     Returns:
         the rounded weight, and the scales (channels, blocks).
@@ -85,20 +87,18 @@ def in_blocks(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return chosen.reshape(weight.shape), scales
 
 
-def palettized(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """w = s v with s = max |w| of an output channel, and v the nearest of 16 values, which up to 16 channels share.
+def palettized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each weight as the nearest of 16 values in half precision, which up to 16 output channels share.
 
     Returns:
-        the rounded weight, the scales (channels, 1), and the tables (channels / together, 1.., 16, 1), with two axes more than
-        the weight has.
+        the rounded weight, and the tables (channels / together, 1.., 16, 1), with two axes more than the weight has.
     """
-    scales = _half(weight.flatten(1).abs().amax(1, keepdim=True))
     together = math.gcd(TOGETHER, len(weight))
-    groups = (weight.flatten(1) / scales).reshape(len(weight) // together, -1)
+    groups = weight.reshape(len(weight) // together, -1)
     tables = torch.stack([_centers(group) for group in groups])
     edges = (tables[:, 1:] + tables[:, :-1]) / 2
-    rounded = tables.gather(1, torch.searchsorted(edges, groups)).reshape(len(weight), -1) * scales
-    return rounded.reshape(weight.shape), scales, tables.reshape(len(tables), *[1] * (weight.ndim - 1), VALUES, 1)
+    rounded = tables.gather(1, torch.searchsorted(edges, groups))
+    return rounded.reshape(weight.shape), tables.reshape(len(tables), *[1] * (weight.ndim - 1), VALUES, 1)
 
 
 def _half(scale: Tensor) -> Tensor:
@@ -107,13 +107,15 @@ def _half(scale: Tensor) -> Tensor:
 
 
 def _centers(values: Tensor) -> Tensor:
-    """(16,) ascending: Lloyd's k-means in one dimension, from the quantiles on; the same values give the same centers.
+    """(16,) ascending: k-means in one dimension (Lloyd); the same values give the same centers.
 
-    A center without values stays where it is.
+    It begins as dense as the cube root of the density of the values, as the best points of many are (Panter and Dite 1951 [R]):
+    from quantiles it ends in centers that are too near to zero, and gives 18.4 dB instead of 19.3 on calibration speech [M]. A
+    center without values stays.
     """
     x = values.double().sort().values
     sums = torch.cat((torch.zeros(1, dtype=x.dtype), x.cumsum(0)))
-    centers = x[((torch.arange(VALUES) + 0.5) * len(x) / VALUES).long()]
+    centers = _begun(x)
     for _ in range(ROUNDS):
         inner = torch.searchsorted(x, (centers[1:] + centers[:-1]) / 2)
         ends = torch.cat((torch.tensor([0]), inner, torch.tensor([len(x)])))
@@ -123,3 +125,10 @@ def _centers(values: Tensor) -> Tensor:
             break
         centers = moved
     return centers.half().float()
+
+
+def _begun(x: Tensor) -> Tensor:
+    """Where the integral of the cube root of the density is 1/32, 3/32 and so on of the whole."""
+    counts, edges = np.histogram(x.numpy(), BINS)
+    integral = np.concatenate(([0.0], np.cumsum(np.cbrt(counts))))
+    return torch.from_numpy(np.interp((np.arange(VALUES) + 0.5) / VALUES * integral[-1], integral, edges))

@@ -363,9 +363,9 @@ def _dequantize(a: Arguments) -> Tensor:
 def _along(a: Arguments, name: str, x: Tensor) -> Tensor:
     """One number, or one for each index of an axis of x."""
     values = a.tensor(name)
-    return (
-        values.reshape([-1 if axis == a.integer("axis") % x.dim() else 1 for axis in range(x.dim())]) if values.dim() else values
-    )
+    if values.dim() == 0:
+        return values
+    return values.reshape([-1 if axis == a.integer("axis") % x.dim() else 1 for axis in range(x.dim())])
 
 
 def _shifted_and_scaled(a: Arguments) -> Tensor:

@@ -50,7 +50,7 @@ def _layers(operations: Sequence[Any]) -> Iterator[str]:
         if operation.type in WEIGHTED:
             (taken,), (weight,) = _names(operation, "x"), _names(operation, "weight")
             quantized = taken in makers and makers[taken].type == "dequantize" and _is_quantized(operation, takers)
-            yield precision_of("int8" if quantized else "float16", _stored(makers, weight), widened=True)
+            yield precision_of("int8" if quantized else "float16", _stored(makers[weight]), widened=True)
 
 
 def _is_quantized(maker: Any, takers: Mapping[str, Sequence[Any]]) -> bool:  # noqa: ANN401 - a protobuf message
@@ -60,12 +60,10 @@ def _is_quantized(maker: Any, takers: Mapping[str, Sequence[Any]]) -> bool:  # n
     return bool(taking) and all(each.type == "quantize" for each in taking)
 
 
-def _stored(makers: Mapping[str, Any], weight: str) -> str:
+def _stored(maker: Any) -> str:  # noqa: ANN401 - a protobuf message
     """The type of a weight as it stands in the file: a float, an integer, or a palette by the bits of its indices."""
-    maker = makers[weight]
     if maker.type == "constexpr_blockwise_shift_scale":
-        looked_up = _names(maker, "data")  # what is scaled may be looked up before; integers have no name
-        return _stored(makers, looked_up[0]) if looked_up else _type(maker.inputs["data"].arguments[0].value)
+        return _type(maker.inputs["data"].arguments[0].value)
     if maker.type == "constexpr_lut_to_dense":
         return f"palette{_type(maker.inputs['indices'].arguments[0].value).removeprefix('int')}"
     return _type(maker.outputs[0]) if maker.type == CONSTANT else str(maker.type)
