@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from edgefuse.model.config import EncoderConfig
     from edgefuse.quantize.scheme import LayerPrecision, Scheme
 
-Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-a16", "mixed"]
+Precision = Literal[
+    "fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights", "palette4-weights", "int8-a16", "mixed"
+]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FLOAT: tuple[Precision, ...] = ("fp32", "fp16")  # the others are quantized, as a scheme says
 Input = Literal["features", "pcm"]  # what the entries of an artifact hear

@@ -17,6 +17,7 @@ FOR_LINEARS: Mapping[LayerPrecision, str] = MappingProxyType(
     {
         "int8-dynamic": "XNNPACK rounds what a linear takes as it comes, not what a convolution takes",
         "int4-weights": "the runtimes have weights of 4 bits for linears only",
+        "palette4-weights": "convolutions have few weights, and lose most by a lookup table",
     }
 )
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from edgefuse.values import Precision
 
-LayerPrecision = Literal["fp32", "int8", "int8-dynamic", "int8-weights", "int4-weights", "int8-a16"]
+LayerPrecision = Literal["fp32", "int8", "int8-dynamic", "int8-weights", "int4-weights", "palette4-weights", "int8-a16"]
 LAYER_PRECISIONS: tuple[LayerPrecision, ...] = get_args(LayerPrecision)
 ValuePrecision = Literal["fp32", "int8"]
 VALUE_PRECISIONS: tuple[ValuePrecision, ...] = get_args(ValuePrecision)
@@ -53,7 +53,8 @@ class Scheme:
         layers: the precision of every linear and convolution that the table does not name. `int8` and `int8-a16`: weights of 8
             bits with one scale per output channel, activations of 8 or 16 with one scale from calibration; `int8-dynamic`:
             the scale of the activations from what arrives; `int8-weights`: float activations; `int4-weights`: those that are
-            faster, float (Core ML) or dynamic ones.
+            faster, float (Core ML) or dynamic ones; `palette4-weights`: weights of 16 values from lookup tables, float
+            activations.
         table: patterns of layers to precisions; the last one that matches counts.
         clipping: how ranges are chosen.
         attention: of the operands and results of both attention products.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from edgefuse.values import OFFLINE, Artifact, Check, Input, Precision, Structure, Verdict
+from edgefuse.values import FLOAT, OFFLINE, Artifact, Check, Input, Precision, Structure, Verdict
 from edgefuse.verify.structure import strangers
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ BARS: Mapping[Precision, Bars] = MappingProxyType(
         "int8-weights": Bars(snr_db=25.0, agreement_percent=98.0, streamed_percent=98.0, wer_points=1.0, words=1),
         "int8-a16": Bars(25.0, agreement_percent=98.0, streamed_percent=98.0, wer_points=1.0, words=1, partitions=None),
         "int4-weights": Bars(snr_db=12.0, agreement_percent=94.0, streamed_percent=94.0, wer_points=2.0, words=1),
+        "palette4-weights": Bars(snr_db=12.0, agreement_percent=94.0, streamed_percent=94.0, wer_points=2.0, words=1),
         "mixed": Bars(snr_db=12.0, agreement_percent=94.0, streamed_percent=94.0, wer_points=2.0, words=1),
     }
 )
@@ -114,8 +115,8 @@ def _layers(artifact: Artifact, structure: Structure) -> tuple[Check, ...]:
         return ()
     asked: Counter[str] = Counter(precision for precision in artifact.layers.values() if precision != "fp32")
     wanted = {name: count * len(artifact.inputs) for name, count in sorted(asked.items())}
-    found = {name: count for name, count in sorted(structure.layers.items()) if name in wanted or name != "fp32"}
-    kept = f"; {len(artifact.kept)} stay fp32, see {BECAUSE}" if artifact.kept else ""
+    found = {name: count for name, count in sorted(structure.layers.items()) if name not in FLOAT}
+    kept = f"; {len(artifact.kept)} stay float, see {BECAUSE}" if artifact.kept else ""
     return (Check("layers", f"{_counted(found)}{kept}", _counted(wanted), found == wanted),)
 
 

@@ -1,6 +1,9 @@
 """Core ML: an ML program for iOS 18 and macOS 15, one function per entry; the functions share their weights.
 
-With fp16 everything computes in half precision, but for a front end, which stays in float32.
+With fp16 everything computes in half precision, but for a front end, which stays in float32. So does a quantized program: the
+Neural Engine has no float32, and states are half precision. What a scheme leaves fp32 is fp16 here. Weights of few bits are
+widened when a layer computes; layers that are `int8` stand between quantize and dequantize, with our ranges. Which of these the
+Neural Engine computes with integers, only a Mac or a phone can tell (the A17 Pro and the M4 are said to [R]).
 
 The package is sealed: dates and random identifiers are taken out, and the identifiers in its manifest are derived from its
 contents. The same program gives the same bytes, and a package that was changed or cut short is noticed when it is opened.
@@ -21,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 from edgefuse.errors import ChangedBundle, NotABundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, reading
-from edgefuse_targets.programs import artifact_of, lacking, refusals_of
+from edgefuse_targets.programs import artifact_of, lacking, plan_of, refusals_of, unable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
+    from edgefuse.quantize.scheme import LayerPrecision
     from edgefuse.target import Session
     from edgefuse.values import Artifact, Entry, Precision, Program
 
@@ -38,6 +43,10 @@ SUMMARY = "Core ML, for iOS 18 and macOS 15: an ML program with one function per
 NAME = "coreml"
 RUNTIME = "Core ML"
 PACKAGES = {"coremltools": "coremltools==9.0"}
+LACKING: Mapping[LayerPrecision, str] = {
+    "int8-dynamic": "its quantize takes a scale that is known when the program is exported; int8-weights has the same size",
+    "int8-a16": "its quantize makes integers of 8 bits",
+}
 AUTHOR = "edgefuse"
 STATE_WIDTH = 32  # the Neural Engine fails on a state whose width is no multiple of it (coremltools #2631)
 CRASHING = ("common::canonicalize_inplace_pattern", "common::prefer_state_in_downstream")  # on several states (coremltools 9.0)
@@ -57,9 +66,9 @@ def missing() -> Sequence[str]:
 
 
 def refusals(program: Program) -> Sequence[str]:
-    """What any target refuses, and names, tensors and states that Core ML cannot have."""
+    """What any target refuses, and names, tensors, states, integers and lengths that Core ML cannot have."""
     entries = (sentence for entry in program.entries for sentence in _entry_refusals(entry))
-    integers = [] if program.quantization is None else [f"{RUNTIME} artifacts are fp32 and fp16 so far, not {program.precision}."]
+    integers = (*unable(program, RUNTIME, LACKING), *_length_refusals(program))
     return [*refusals_of(program), *entries, *_state_refusals(program), *integers]
 
 
@@ -98,15 +107,19 @@ def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the p
 
 
 def structure(artifact: Artifact) -> Structure:
-    """Operators and normalizations of all functions together; Core ML partitions a program on the device, not here."""
+    """Operators, normalizations and layers of all functions together; Core ML partitions a program on the device, not here."""
     _check_seal(artifact.path)
     with reading(RUNTIME, artifact.path / MANIFEST):
         from coremltools.models.utils import load_spec
 
-        from edgefuse_targets.mil_structure import normalizations, operators
+        from edgefuse_targets.mil_structure import layers, normalizations, operators
 
         spec = load_spec(str(artifact.path))
-        return Structure(operators=dict(sorted(operators(spec).items())), normalizations=tuple(normalizations(spec)))
+        return Structure(
+            operators=dict(sorted(operators(spec).items())),
+            normalizations=tuple(normalizations(spec)),
+            layers=dict(sorted(layers(spec).items())),
+        )
 
 
 def digest(package: Path) -> str:
@@ -152,12 +165,25 @@ def _entry_refusals(entry: Entry) -> Iterator[str]:
 
 def _state_refusals(program: Program) -> Iterator[str]:
     held = [(entry, name) for entry in program.entries if entry.streaming for name in entry.streaming.held]
-    if held and program.precision != "fp16":
-        yield f"Core ML holds states in half precision only, and the program is {program.precision}: use --precision fp16."
+    if held and program.precision == "fp32":
+        yield "Core ML holds states in half precision only, and the program is fp32: use --precision fp16."
     for entry, name in held:
         width = next(buffer.shape[-1] for path, buffer in entry.graph.named_buffers() if path.split(".")[-1] == name)
         if width % STATE_WIDTH:
             yield f"The Neural Engine wants states a multiple of {STATE_WIDTH} wide; {name!r} of entry {entry.name!r} is {width}."
+
+
+def _length_refusals(program: Program) -> Iterator[str]:
+    """A float program of such a length is none; a quantized one is float32 until it comes here."""
+    from edgefuse.lower.program import LONGEST_FP16
+
+    for entry in program.entries if program.quantization else ():
+        frames = entry.outputs[0].shape[1] + (entry.streaming.left if entry.streaming else 0)
+        if frames > LONGEST_FP16:
+            yield (
+                f"Core ML computes what is quantized in half precision, which counts frames up to {LONGEST_FP16}; "
+                f"entry {entry.name!r} has {frames}."
+            )
 
 
 def _convert(program: Program, workshop: Path) -> Path:
@@ -167,7 +193,7 @@ def _convert(program: Program, workshop: Path) -> Path:
     functions = coremltools.utils.MultiFunctionDescriptor()
     for entry in program.entries:
         single = str(workshop / f"{entry.name}{SUFFIX}")
-        _convert_entry(entry, program.precision).save(single)
+        _convert_entry(program, entry).save(single)
         functions.add_function(single, src_function_name="main", target_function_name=entry.name)
     functions.default_function_name = program.entries[0].name
     package = workshop / f"functions{SUFFIX}"
@@ -175,12 +201,13 @@ def _convert(program: Program, workshop: Path) -> Path:
     return package
 
 
-def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an MLModel; coremltools ships no types
+def _convert_entry(program: Program, entry: Entry) -> Any:  # noqa: ANN401 - an MLModel; coremltools ships no types
     import coremltools
     import numpy as np
     import torch
 
-    graph = torch.export.export(entry.graph, entry.example(), strict=False).run_decompositions({})
+    asked = _compressed(program, entry)
+    graph = torch.export.export(asked, entry.example(), strict=False).run_decompositions({})
     passes = coremltools.PassPipeline()
     passes.remove_passes(CRASHING)
     try:
@@ -189,7 +216,7 @@ def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 -
             pass_pipeline=passes,
             convert_to="mlprogram",
             minimum_deployment_target=coremltools.target.iOS18,
-            compute_precision=_arithmetic(graph, entry, precision),
+            compute_precision=_arithmetic(graph, entry, program.precision),
             inputs=[coremltools.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32) for spec in entry.inputs],
             outputs=[coremltools.TensorType(name=spec.name, dtype=np.float32) for spec in entry.outputs],
             skip_model_load=True,
@@ -197,6 +224,15 @@ def _convert_entry(entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 -
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they hold a temporary folder, which should go now, not some day
         raise
+
+
+def _compressed(program: Program, entry: Entry) -> nn.Module:
+    """The graph of an entry in float32, its weights and values rounded as planned."""
+    if program.quantization is None:
+        return entry.graph
+    from edgefuse_targets.coreml_quantize import compressed
+
+    return compressed(entry.graph, plan_of(program, entry))
 
 
 def _arithmetic(graph: Any, entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an exported program; coremltools' own

@@ -36,6 +36,7 @@ NAME = "executorch"
 RUNTIME = "ExecuTorch"
 LACKING: Mapping[LayerPrecision, str] = {
     "int8-weights": "XNNPACK has no such kernels through ExecuTorch; int8-dynamic has the same size",
+    "palette4-weights": "XNNPACK has no lookup tables for weights",
     "int8-a16": "XNNPACK has no integers of 16 bits",
 }
 PACKAGES = {"executorch": "executorch==1.5.1", "torchao": "torchao==0.18.0"}

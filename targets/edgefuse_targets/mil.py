@@ -87,6 +87,13 @@ class Step:
     halves: tuple[bool, ...]
     done: tuple[str, ...]
 
+    def answers(self, values: Mapping[str, Value]) -> dict[str, Tensor]:
+        """What it gives, by name."""
+        results = self.apply(Arguments({name: _bound(values, source) for name, source in self.inputs.items()}))
+        results = [results] if isinstance(results, Tensor) else results
+        named = zip(self.outputs, self.halves, results, strict=True)
+        return {name: result.half().float() if half else result for name, half, result in named}
+
 
 @dataclass(frozen=True, slots=True)
 class Routine:
@@ -105,11 +112,7 @@ class Routine:
         """Answer once; no value is kept longer than it is needed."""
         values: dict[str, Value] = {**self.constants, **self.states, **inputs}
         for step in self.steps:
-            arguments = Arguments({name: _bound(values, source) for name, source in step.inputs.items()})
-            results = step.apply(arguments)
-            results = [results] if isinstance(results, Tensor) else results
-            for name, half, result in zip(step.outputs, step.halves, results, strict=True):
-                values[name] = result.half().float() if half else result
+            values |= step.answers(values)
             for name in step.done:
                 del values[name]
         return {name: cast("Tensor", values[name]) for name in self.outputs}
@@ -152,7 +155,7 @@ class Evaluation:
 
 def refuse_unknown(names: Mapping[str, int]) -> None:
     """Raise `Refused` with the names of the operators that cannot be evaluated."""
-    unknown = sorted(name for name in names if name not in OPERATORS and not name.startswith(CONSTANT_EXPRESSION))
+    unknown = sorted(name for name in names if name not in OPERATORS)
     if unknown:
         raise Refused(
             f"The Core ML package uses {', '.join(unknown)}, which cannot be evaluated away from a Mac.",
@@ -168,7 +171,7 @@ def prepare(function: Any) -> Routine:  # noqa: ANN401 - a coremltools function,
         if operation.op_type == CONSTANT:
             constants[operation.outputs[0].name] = _value(operation.outputs[0].val)
         elif operation.op_type.startswith(CONSTANT_EXPRESSION):
-            constants[operation.outputs[0].name] = _value(operation.materialized_val_inference())
+            constants |= _step(operation).answers(constants)
         else:
             steps.append(_step(operation))
     outputs = tuple(variable.name for variable in function.outputs)
@@ -265,6 +268,7 @@ def _log(a: Arguments) -> Tensor:
     return torch.log(a.tensor("x") + a.number("epsilon", 1e-45))
 
 
+_INTEGERS = {"int8": torch.int8, "uint8": torch.uint8}
 _DTYPES = {"fp16": torch.float32, "fp32": torch.float32, "int32": torch.int32, "bool": torch.bool}
 
 
@@ -339,6 +343,52 @@ def _batch_norm(a: Arguments) -> Tensor:
 
 def _instance_norm(a: Arguments) -> Tensor:
     return F.instance_norm(a.tensor("x"), weight=a.optional("gamma"), bias=a.optional("beta"), eps=a.number("epsilon", 1e-5))
+
+
+def _quantize(a: Arguments) -> Tensor:
+    """clip(round(x / scale) + zero), a half rounded to the even integer."""
+    x, kind = a.tensor("input"), a.word("output_dtype", "int8")
+    levels = torch.iinfo(_INTEGERS[kind])
+    integers = torch.round(x / _along(a, "scale", x)) + (_along(a, "zero_point", x) if "zero_point" in a.values else 0)
+    return integers.clamp(levels.min, levels.max).to(_INTEGERS[kind])
+
+
+def _dequantize(a: Arguments) -> Tensor:
+    """(q - zero) scale."""
+    q = a.tensor("input").float()
+    zero = _along(a, "zero_point", q).float() if "zero_point" in a.values else 0
+    return (q - zero) * _along(a, "scale", q)
+
+
+def _along(a: Arguments, name: str, x: Tensor) -> Tensor:
+    """One number, or one for each index of an axis of x."""
+    values = a.tensor(name)
+    if values.dim() == 0:
+        return values
+    return values.reshape([-1 if axis == a.integer("axis") % x.dim() else 1 for axis in range(x.dim())])
+
+
+def _shifted_and_scaled(a: Arguments) -> Tensor:
+    """(q - offset) scale, each of them of a block."""
+    q = a.tensor("data").float()
+    offset = a.optional("offset")
+    return (q - (0 if offset is None else _of_blocks(offset.float(), q.shape))) * _of_blocks(a.tensor("scale"), q.shape)
+
+
+def _looked_up(a: Arguments) -> Tensor:
+    """table[index], with a table for each block."""
+    indices, tables = a.tensor("indices").long(), a.tensor("lut")
+    if tables.shape[-1] != 1:
+        raise Refused("The Core ML package looks vectors up, which cannot be evaluated away from a Mac.")
+    each = _of_blocks(tables[..., 0], (*indices.shape, tables.shape[-2]))
+    return each.gather(-1, indices[..., None])[..., 0]
+
+
+def _of_blocks(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Each value as often as its block is long, axis by axis."""
+    for axis, size in enumerate(shape):
+        values = values.repeat_interleave(size // values.shape[axis], axis)
+    return values
 
 
 def _transpose(a: Arguments) -> Tensor:
@@ -505,6 +555,11 @@ OPERATORS: Mapping[str, Operator] = {
     "batch_norm": _batch_norm,
     "instance_norm": _instance_norm,
     "layer_norm": _layer_norm,
+    # fewer bits
+    "constexpr_blockwise_shift_scale": _shifted_and_scaled,
+    "constexpr_lut_to_dense": _looked_up,
+    "dequantize": _dequantize,
+    "quantize": _quantize,
     # moves
     "concat": _concat,
     "coreml_update_state": _update_state,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from edgefuse_targets.norms import Operator
 from edgefuse_targets.norms import normalizations as normalizations_of
+from edgefuse_targets.programs import precision_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 CONSTANT = "const"
 CONSTANT_EXPRESSION = "constexpr_"  # begins the names of those that decompress a weight
+WEIGHTED = ("linear", "conv")
 
 
 def operators(spec: Any) -> Counter[str]:  # noqa: ANN401 - a protobuf message; coremltools ships no types
@@ -29,6 +31,49 @@ def normalizations(spec: Any) -> Iterator[str]:  # noqa: ANN401 - see `operators
         shapes = {name: _shape(operation) for name, operation in constants.items()}
         graph = [_operator(operation, constants) for operation in block.operations if not _is_constant(operation)]
         yield from normalizations_of(function, graph, shapes)
+
+
+def layers(spec: Any) -> Counter[str]:  # noqa: ANN401 - see `operators`
+    """What the linears and convolutions of a model specification are: precisions of a scheme, or float types."""
+    return Counter(words for block in _blocks(spec).values() for words in _layers(block.operations))
+
+
+def _layers(operations: Sequence[Any]) -> Iterator[str]:
+    """A layer computes with integers where what it takes and what it makes, behind a ReLU, are quantized, and its weights are."""
+    makers = {output.name: operation for operation in operations for output in operation.outputs}
+    takers: defaultdict[str, list[Any]] = defaultdict(list)
+    for operation in operations:
+        for argument in operation.inputs:
+            for name in _names(operation, argument):
+                takers[name].append(operation)
+    for operation in operations:
+        if operation.type in WEIGHTED:
+            (taken,), (weight,) = _names(operation, "x"), _names(operation, "weight")
+            quantized = taken in makers and makers[taken].type == "dequantize" and _is_quantized(operation, takers)
+            yield precision_of("int8" if quantized else "float16", _stored(makers[weight]), widened=True)
+
+
+def _is_quantized(maker: Any, takers: Mapping[str, Sequence[Any]]) -> bool:  # noqa: ANN401 - a protobuf message
+    taking = takers[maker.outputs[0].name]
+    if [each.type for each in taking] == ["relu"]:
+        return _is_quantized(taking[0], takers)
+    return bool(taking) and all(each.type == "quantize" for each in taking)
+
+
+def _stored(maker: Any) -> str:  # noqa: ANN401 - a protobuf message
+    """The type of a weight as it stands in the file: a float, an integer, or a palette by the bits of its indices."""
+    if maker.type == "constexpr_blockwise_shift_scale":
+        return _type(maker.inputs["data"].arguments[0].value)
+    if maker.type == "constexpr_lut_to_dense":
+        return f"palette{_type(maker.inputs['indices'].arguments[0].value).removeprefix('int')}"
+    return _type(maker.outputs[0]) if maker.type == CONSTANT else str(maker.type)
+
+
+def _type(value: Any) -> str:  # noqa: ANN401 - a protobuf message
+    """For example "float16"; "int4" with a sign or without, as Core ML Tools see fit."""
+    from coremltools.proto.MIL_pb2 import DataType
+
+    return str(DataType.Name(value.type.tensorType.dataType)).lower().removeprefix("u")
 
 
 def _blocks(spec: Any) -> dict[str, Any]:  # noqa: ANN401 - a protobuf message

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgefuse.quantize.scheme import LayerPrecision
     from edgefuse.target import Session
     from edgefuse.values import Artifact, Program
     from edgefuse_targets.aten import Graph
@@ -30,6 +31,10 @@ SUMMARY = "PyTorch itself, for tests and for comparison: the exported graph as a
 
 NAME = "reference"
 RUNTIME = "PyTorch"
+LACKING: Mapping[LayerPrecision, str] = {
+    "palette4-weights": "its operators have no lookup tables for weights",
+    "int8-a16": "a quantized graph of its operators has values of 8 bits",
+}
 
 
 def missing() -> Sequence[str]:
@@ -38,9 +43,8 @@ def missing() -> Sequence[str]:
 
 
 def refusals(program: Program) -> Sequence[str]:
-    """What any target refuses, caches that are held, and integers that PyTorch's own operators do not round to."""
-    wide = unable(program, RUNTIME, {"int8-a16": "a quantized graph of its operators has values of 8 bits"})
-    return [*refusals_of(program), *holding(program, RUNTIME), *wide]
+    """What any target refuses, caches that are held, and weights or values that PyTorch's own operators do not have."""
+    return [*refusals_of(program), *holding(program, RUNTIME), *unable(program, RUNTIME, LACKING)]
 
 
 def export(program: Program, folder: Path, name: str) -> Artifact:

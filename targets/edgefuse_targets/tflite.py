@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgefuse.errors import ChangedBundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, quiet, reading
-from edgefuse_targets.programs import artifact_of, holding, lacking, refusals_of
+from edgefuse_targets.programs import artifact_of, holding, lacking, refusals_of, unable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgefuse.quantize.scheme import LayerPrecision
     from edgefuse.target import Session
     from edgefuse.values import Artifact, Program
 
@@ -31,6 +32,7 @@ SUMMARY = "LiteRT (TFLite) with XNNPACK, for Android, iOS, Linux and browsers: o
 
 NAME = "tflite"
 RUNTIME = "LiteRT"
+LACKING: Mapping[LayerPrecision, str] = {"palette4-weights": "it has no lookup tables for weights"}
 FRONT_END = "LogMel"  # in the names of what a front end computes: its matrices stay float32
 PACKAGES = {
     "litert_torch": "litert-torch==0.10.0",
@@ -45,8 +47,8 @@ def missing() -> Sequence[str]:
 
 
 def refusals(program: Program) -> Sequence[str]:
-    """What any target refuses, caches that are held, and integers where XNNPACK would leave LiteRT alone."""
-    return [*refusals_of(program), *holding(program, RUNTIME), *_line_refusals(program)]
+    """What any target refuses, caches that are held, lookup tables, and integers where XNNPACK would leave LiteRT alone."""
+    return [*refusals_of(program), *holding(program, RUNTIME), *unable(program, RUNTIME, LACKING), *_line_refusals(program)]
 
 
 def export(program: Program, folder: Path, name: str) -> Artifact:

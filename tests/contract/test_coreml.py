@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,13 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgefuse import recognize
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import ChangedBundle, ExportFailed, NotABundle, Refused
 from edgefuse.fold import fold
 from edgefuse.lower import Chunks, DeploymentGraph, lower
-from edgefuse.values import Artifact, Checkpoint, Entry, Program, Streaming, TensorSpec
+from edgefuse.lower.sites import points_of
+from edgefuse.quantize.scheme import SCHEMES, Scheme
+from edgefuse.values import Artifact, Checkpoint, Entry, Program, Quantization, Streaming, TensorSpec
+from edgefuse.verify.gate import judge
 from edgefuse_targets import coreml
+from edgefuse_targets.coreml_quantize import in_blocks, palettized
 from edgefuse_targets.foreign import quiet
+from tests.conftest import a_checkpoint
 
 ONE_SECOND, TWO_SECONDS = "offline_1000ms", "offline_2000ms"
 MODEL = Path("Data", "com.apple.CoreML", "model.mlmodel")
@@ -49,6 +56,12 @@ def of(graph: nn.Module, *shape: int, output: tuple[int, ...] | None = None, ent
     spec_in = TensorSpec("features", shape, "float32", "whatever comes in")
     spec_out = TensorSpec("logits", output or shape, "float32", "whatever comes out")
     return Program((Entry(entry, graph.eval(), (spec_in,), (spec_out,)),), "fp32", parent="0" * 64)
+
+
+def of_few_bits(program: Program, scheme: Scheme) -> Program:
+    """The same program as a scheme says; every value has the same range."""
+    ranges = {entry.name: dict.fromkeys(points_of(entry.graph), (-6.0, 6.0)) for entry in program.entries}
+    return dataclasses.replace(program, precision=scheme.precision, quantization=Quantization(scheme, ranges, "0" * 64))
 
 
 class Does(nn.Module):
@@ -293,7 +306,141 @@ def test_states_are_half_precision_and_as_wide_as_the_neural_engine_wants_them(f
     assert coreml.refusals(held[1]) == [
         "Core ML holds states in half precision only, and the program is fp32: use --precision fp16."
     ]
+    assert coreml.refusals(of_few_bits(held[1], SCHEMES["int8-weights"])) == []
     held[0].entries[0].graph.register_buffer("history", torch.zeros(1, 240))
     assert coreml.refusals(held[0]) == [
         "The Neural Engine wants states a multiple of 32 wide; 'history' of entry 'stream_160ms' is 240."
     ]
+
+
+# --- fewer bits
+
+MIXED = Scheme("mine", "int8", {"*.feed_forward.*": "palette4-weights", "*.w2": "int4-weights", "blocks.0.macaron.w1": "fp32"})
+
+
+@pytest.fixture(scope="module")
+def mixed(fusionformer: Checkpoint) -> Program:
+    """Two entries with layers of every kind that Core ML has."""
+    return of_few_bits(lower(fold(fusionformer), [1.0], "fp32", [Chunks(160, 320)]), MIXED)
+
+
+@pytest.fixture(scope="module")
+def small_bits(mixed: Program, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return coreml.export(mixed, tmp_path_factory.mktemp("mixed"), "model")
+
+
+def layers_check(artifact: Artifact) -> bool:
+    """What the gate says of the layers in a package."""
+    structure = coreml.structure(artifact)
+    verdict = judge(structure, {}, {}, artifact=artifact, how="evaluated", hears="features", norm_free=True, digest="")
+    return next(check.passed for check in verdict.checks if check.name == "layers")
+
+
+def test_each_layer_in_the_package_is_what_the_table_of_its_scheme_says(small_bits: Artifact) -> None:
+    asked = Counter(small_bits.layers.values())
+    assert set(asked) == {"int8", "palette4-weights", "int4-weights", "fp32"}
+    found = coreml.structure(small_bits).layers
+    assert found == {name.replace("fp32", "fp16"): 2 * count for name, count in asked.items()}
+    assert layers_check(small_bits)
+
+
+@pytest.mark.parametrize(("layer", "precision"), [("head.ctc", "int8-weights"), ("blocks.1.feed_forward.w1", "int8-weights")])
+def test_a_layer_that_did_not_follow_its_scheme_fails_the_gate(small_bits: Artifact, layer: str, precision: str) -> None:
+    assert small_bits.layers[layer] != precision
+    other = dataclasses.replace(small_bits, layers={**small_bits.layers, layer: precision})
+    assert not layers_check(other)
+
+
+def test_a_quantized_package_has_the_same_bytes_twice(small_bits: Artifact, mixed: Program, tmp_path: Path) -> None:
+    assert coreml.digest(coreml.export(mixed, tmp_path, "again").path) == coreml.digest(small_bits.path)
+
+
+def test_the_functions_of_a_quantized_package_share_their_weights(small_bits: Artifact, mixed: Program, tmp_path: Path) -> None:
+    whole = coreml.export(dataclasses.replace(mixed, entries=mixed.entries[:1]), tmp_path, "whole")
+    alone, together = ((path / WEIGHTS).stat().st_size for path in (whole.path, small_bits.path))
+    assert together < 1.2 * alone
+
+
+def test_caches_are_held_by_a_quantized_package_too(fusionformer: Checkpoint, tmp_path: Path) -> None:
+    heard = torch.randn(163, 80, generator=torch.Generator().manual_seed(0)).numpy()
+    answers = []
+    for held in (True, False):
+        program = of_few_bits(lower(fold(fusionformer), [], "fp32", [Chunks(160, 320, held)]), SCHEMES["int8-weights"])
+        artifact = coreml.export(program, tmp_path, f"model{held}")
+        answers.append(recognize.answer(coreml.open(artifact), artifact, "stream_160ms", heard))
+    assert np.square(answers[0] - answers[1]).mean() < 1e-4 * np.square(answers[1]).mean()
+
+
+def test_the_front_end_of_a_quantized_package_stays_whole(fusionformer: Checkpoint, tmp_path: Path) -> None:
+    program = of_few_bits(lower(fold(fusionformer), [1.0], "fp32", hears="pcm"), SCHEMES["int8"])
+    artifact = coreml.export(program, tmp_path, "model")
+    (entry,) = program.entries
+    samples = torch.randn(entry.inputs[0].shape, generator=torch.Generator().manual_seed(0)) / 10
+    length = torch.tensor([float(samples.shape[1])])
+    given = coreml.open(artifact).run(entry.name, {"samples": samples.numpy(), "length": length.numpy()})["features"]
+    _, wanted = entry.graph(samples, length)
+    assert np.abs(given - wanted.numpy()).max() < 1e-3
+    assert layers_check(artifact)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("int8-dynamic", "a scale that is known when"), ("int8-a16", "makes integers of 8 bits")]
+)
+def test_integers_that_core_ml_has_not_are_refused_in_words(program: Program, name: str, why: str) -> None:
+    (sentence,) = coreml.refusals(of_few_bits(program, SCHEMES[name]))
+    assert sentence.startswith(f"Core ML cannot do {name}: ")
+    assert why in sentence
+
+
+def test_what_is_quantized_is_no_longer_than_half_precision_counts() -> None:
+    program = of_few_bits(lower(fold(a_checkpoint(max_frames=3000)), [100.0], "fp32"), SCHEMES["int8-weights"])
+    (sentence,) = coreml.refusals(program)
+    assert "counts frames up to 2048; entry 'offline_100000ms' has 2500." in sentence
+
+
+@pytest.mark.parametrize(
+    ("bits", "shape", "blocks"), [(8, (5, 64), 1), (8, (5, 3, 3, 3), 1), (4, (5, 64), 2), (4, (5, 48), 3), (4, (5, 25), 1)]
+)
+def test_weights_are_whole_numbers_of_the_scale_of_their_block(bits: int, shape: tuple[int, ...], blocks: int) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 6).reshape(
+        -1, *[1] * (len(shape) - 1)
+    )
+    rounded, scales = in_blocks(weight, bits)
+    assert scales.shape == (5, blocks)
+    assert torch.equal(scales, scales.half().float())
+    integers = rounded.reshape(5, blocks, -1) / scales[..., None]
+    assert torch.equal(integers, integers.round())
+    assert int(integers.abs().max()) == 2 ** (bits - 1) - 1
+    errors = (rounded - weight).reshape(5, blocks, -1)
+    widest = weight.reshape(5, blocks, -1).abs().amax(2) / (2 ** (bits - 1) - 1)
+    assert bool((errors.square().mean(2) <= widest.square() / 4).all())
+    if bits == 8:
+        assert bool((errors.abs().amax(2) <= 0.502 * widest).all())
+
+
+@pytest.mark.parametrize("shape", [(32, 40), (6, 40), (16, 4, 3, 3)])
+def test_a_palette_gives_each_weight_the_nearest_of_16_values_that_are_better_than_even_steps(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    rounded, tables = palettized(weight)
+    together = {32: 16, 6: 2, 16: 16}[shape[0]]
+    assert tables.shape == (shape[0] // together, *[1] * (len(shape) - 1), 16, 1)
+    assert torch.equal(tables, tables.half().float())
+    for mine, given, table in zip(rounded.chunk(len(tables)), weight.chunk(len(tables)), tables.flatten(1), strict=True):
+        assert set(mine.flatten().tolist()) <= set(table.tolist())
+        assert torch.equal((mine - given).abs(), (given[..., None] - table).abs().amin(-1))
+    steps = weight.reshape(len(tables), -1).abs().amax(1).repeat_interleave(together).reshape(-1, *[1] * (len(shape) - 1)) / 7.5
+    even = (weight / steps).round() * steps
+    assert float((rounded - weight).square().mean()) < 0.7 * float((even - weight).square().mean())
+    assert all(torch.equal(one, other) for one, other in zip(palettized(weight), (rounded, tables), strict=True))
+
+
+def test_the_values_of_a_palette_are_the_means_of_what_they_stand_for() -> None:
+    weight = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
+    rounded, tables = palettized(weight)
+    for value in tables.flatten():
+        assert float(weight[rounded == value].mean()) == pytest.approx(float(value), abs=1e-3)
+
+
+def test_a_palette_of_one_weight_holds_it() -> None:
+    for value in (0.0, 0.5):
+        assert palettized(torch.full((4, 8), value))[0].unique().tolist() == [value]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators of quantized graphs
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -124,6 +125,24 @@ def reduction(operator: str, says: Callable[..., Tensor]) -> Case:
     )
 
 
+def rounded(x: Tensor, scale: float, zero: int) -> Tensor:
+    """As PyTorch's own quantized graphs have it."""
+    return torch.ops.quantized_decomposed.quantize_per_tensor(x, scale, zero, -128, 127, torch.int8).float()
+
+
+def linear_of(operator: str, weight: Callable[[Any], Any], says: np.ndarray, what: str) -> Case:
+    """A linear with a weight that is computed before the program runs."""
+    says = torch.from_numpy(says.astype(np.float32))
+    return Case(operator, lambda mb, x: mb.linear(x=x, weight=weight(mb)), lambda x: F.linear(x, says), ((3, 8),), what)
+
+
+def typed(values: np.ndarray, name: str) -> np.ndarray:
+    """Integers of a width that NumPy has not."""
+    from coremltools.converters.mil.mil import types
+
+    return values.astype(types.nptype_from_builtin(types.string_to_builtin(name)))
+
+
 def convolution(what: str, weight: tuple[int, ...], x: tuple[int, ...], says: dict[str, Any], **how: Any) -> Case:
     w, b = some(*weight, seed=1), some(weight[0], seed=2)
     function = F.conv1d if len(weight) == 3 else F.conv2d
@@ -140,6 +159,10 @@ def convolution(what: str, weight: tuple[int, ...], x: tuple[int, ...], says: di
 W, B, C = some(5, 4, seed=1), some(5, seed=2), some(3, seed=3)
 KEYS = some(2, 6, 4, seed=4)
 POSITIVE = some(3, seed=5).abs()
+SCALES, ZEROS = torch.tensor([0.01, 0.02, 0.03]), torch.tensor([0, 100, 255])
+EIGHT_BITS = np.arange(-128, 128, 7, dtype=np.int8)[:32].reshape(4, 8)
+FOUR_BITS = np.arange(32).reshape(4, 8) * 7 % 16
+TABLES = some(2, 2, 16, 1, 1, seed=6).numpy()
 
 CASES = [
     unary("abs", torch.abs),
@@ -244,6 +267,69 @@ CASES = [
         "instance_norm",
         lambda mb, x: mb.instance_norm(x=x, gamma=B[:3].numpy(), beta=C.numpy(), epsilon=1e-3),
         lambda x: F.instance_norm(x, weight=B[:3], bias=C, eps=1e-3),
+    ),
+    Case(
+        "quantize",
+        lambda mb, x: mb.cast(
+            x=mb.quantize(input=x, scale=np.float32(0.009), zero_point=np.int8(-3), output_dtype="int8"), dtype="fp32"
+        ),
+        lambda x: rounded(x, 0.009, -3),
+        what="with a zero of its own, and beyond the ends",
+    ),
+    Case(
+        "quantize",
+        lambda mb, x: mb.cast(
+            x=mb.quantize(input=mb.mul(x=mb.floor(x=mb.mul(x=x, y=9.0)), y=0.5), scale=np.float32(1.0), output_dtype="int8"),
+            dtype="fp32",
+        ),
+        lambda x: torch.from_numpy(np.rint(np.floor(x.numpy() * 9) / 2)),
+        what="halves to the even integer",
+    ),
+    Case(
+        "quantize",
+        lambda mb, x: mb.cast(
+            x=mb.quantize(input=x, scale=SCALES.numpy(), zero_point=ZEROS.numpy().astype(np.uint8), axis=1, output_dtype="uint8"),
+            dtype="fp32",
+        ),
+        lambda x: (x / SCALES[:, None] + ZEROS[:, None]).round().clamp(0, 255),
+        what="per channel, without a sign",
+    ),
+    Case(
+        "dequantize",
+        lambda mb, x: mb.dequantize(
+            input=mb.quantize(input=x, scale=np.float32(0.01), output_dtype="int8"),
+            scale=np.float32(0.3),
+            zero_point=np.int8(5),
+        ),
+        lambda x: (rounded(x, 0.01, 0) - 5) * 0.3,
+    ),
+    Case(
+        "dequantize",
+        lambda mb, x: mb.dequantize(
+            input=mb.quantize(input=x, scale=SCALES.numpy(), axis=1, output_dtype="int8"), scale=SCALES.numpy(), axis=-2
+        ),
+        lambda x: torch.fake_quantize_per_channel_affine(x, SCALES, torch.zeros(3, dtype=torch.int32), 1, -128, 127),
+        what="per channel",
+    ),
+    linear_of(
+        "constexpr_blockwise_shift_scale",
+        lambda mb: mb.constexpr_blockwise_shift_scale(data=EIGHT_BITS, scale=TABLES[:, 0, :4].reshape(4, 2)),
+        EIGHT_BITS * np.kron(TABLES[:, 0, :4].reshape(4, 2), np.ones((1, 4))),
+        "of blocks",
+    ),
+    linear_of(
+        "constexpr_blockwise_shift_scale",
+        lambda mb: mb.constexpr_blockwise_shift_scale(
+            data=typed(FOUR_BITS, "uint4"), scale=TABLES[0, 0, :4, 0], offset=typed(FOUR_BITS[:, :1], "uint4")
+        ),
+        (FOUR_BITS - FOUR_BITS[:, :1]) * TABLES[0, 0, :4, 0],
+        "of 4 bits with offsets",
+    ),
+    linear_of(
+        "constexpr_lut_to_dense",
+        lambda mb: mb.constexpr_lut_to_dense(indices=typed(FOUR_BITS, "uint4"), lut=TABLES[:, :, :, 0]),
+        np.array([[TABLES[row // 2, column // 4, FOUR_BITS[row, column], 0, 0] for column in range(8)] for row in range(4)]),
+        "of four tables",
     ),
     Case("concat", lambda mb, x, y: mb.concat(values=[x, y, x], axis=1), lambda x, y: torch.cat([x, y, x], 1), ((2, 3), (2, 1))),
     Case(
@@ -373,6 +459,15 @@ def test_an_unknown_operator_is_refused_by_its_name(mil: SimpleNamespace, tmp_pa
         (lambda mb, x: mb.slice_by_index(x=x, begin=[3, 1], end=[0, 0], stride=[-1, -1]), "backwards"),
         (lambda mb, x: mb.gather(x=x, indices=ints(0, 1, 1, 0).reshape(4, 1), axis=1, batch_dims=1), "per batch"),
         (lambda mb, x: mb.cast(x=mb.cast(x=x, dtype="uint8"), dtype="fp32"), "casts to uint8"),
+        (
+            lambda mb, x: mb.linear(
+                x=x,
+                weight=mb.constexpr_lut_to_dense(
+                    indices=typed(FOUR_BITS[:, :2], "uint4"), lut=np.ones((1, 1, 16, 2), np.float32), vector_axis=0
+                ),
+            ),
+            "looks vectors up",
+        ),
     ],
 )
 def test_an_operator_in_an_unknown_form_is_refused(
@@ -406,16 +501,12 @@ def test_a_value_that_fp16_cannot_hold_is_infinite(mil: SimpleNamespace, tmp_pat
     assert got.tolist() == [300.0, float("inf")]
 
 
-def test_a_compressed_weight_is_materialized(mil: SimpleNamespace, tmp_path: Path) -> None:
-    codes, scale = np.arange(-4, 8, dtype=np.int8).reshape(3, 4), np.array([[0.5], [0.25], [2.0]], dtype=np.float32)
-
+def test_an_unknown_compression_is_refused_by_its_name(mil: SimpleNamespace, tmp_path: Path) -> None:
     def build(mb: Any, x: Any) -> Any:
-        return mb.linear(x=x, weight=mb.constexpr_blockwise_shift_scale(data=codes, scale=scale))
+        return mb.linear(x=x, weight=mb.constexpr_cast(source_val=W.half().numpy(), output_dtype="fp32"))
 
-    package = a_package(mil, tmp_path, build, (2, 4))
-    assert found(mil, package)["constexpr_blockwise_shift_scale"] == 1
-    x = some(2, 4)
-    torch.testing.assert_close(answers(mil, package, x), [F.linear(x, torch.from_numpy(codes * scale))])
+    with pytest.raises(Refused, match="uses constexpr_cast, which"):
+        mil.evaluator.Evaluation(a_package(mil, tmp_path, build, (2, 4)))
 
 
 def test_only_the_answer_outlives_its_last_use(mil: SimpleNamespace, tmp_path: Path) -> None:

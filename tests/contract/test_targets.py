@@ -28,7 +28,7 @@ from edgefuse.quantize.observe import observe
 from edgefuse.quantize.scheme import SCHEMES, Scheme
 from edgefuse.recognizer import Loaded
 from edgefuse.target import Session, Target
-from edgefuse.values import INPUTS, Artifact, Entry, FoldedModel, Input, Program, Quantization, TensorSpec
+from edgefuse.values import FLOAT, INPUTS, Artifact, Entry, FoldedModel, Input, Program, Quantization, TensorSpec
 from edgefuse.verify import parity
 from edgefuse.verify.structure import strangers
 from tests.conftest import a_checkpoint
@@ -45,6 +45,7 @@ QUANTIZED = [  # a scheme, how near the float64 graph it must be, and the share 
     (SCHEMES["int8-dynamic"], 18.0, 0.75),
     (SCHEMES["int8-weights"], 25.0, 0.75),
     (SCHEMES["int4-weights"], 5.0, 0.6),
+    (SCHEMES["palette4-weights"], 5.0, 0.6),
     (SCHEMES["int8-a16"], 25.0, 0.75),
     (Scheme("both", "int8", {"*.feed_forward.*": "int8-dynamic", "*.macaron.w1": "fp32"}), 18.0, 0.9),
 ]
@@ -308,7 +309,7 @@ def test_a_quantized_program_is_near_the_float_one_and_smaller_or_refused_in_wor
         assert least_db < snr_db(entry, session, entry.outputs[0].shape[1]) < LEAST_DB["fp32"]
     wanted = Counter(small.layers.values())
     found = target.structure(small).layers
-    assert {name: count for name, count in found.items() if name != "fp32"} == {
+    assert {name: count for name, count in found.items() if name not in FLOAT} == {
         name: count * len(asked.entries) for name, count in wanted.items() if name != "fp32"
     }
     assert size(small.path) < share * size(artifact.path)
