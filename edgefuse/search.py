@@ -36,7 +36,11 @@ from edgefuse.verify.wer import WordErrors
 NOTES, SCHEME = "search.json", "scheme.toml"
 ALL = Scheme("all", "int8", features="int8", logits="int8")  # every layer, so that every layer is a choice
 FAST: tuple[LayerPrecision, ...] = ("int8", "int8-dynamic")
-SMALL: tuple[LayerPrecision, ...] = ("int8-weights", "int4-weights")  # slower than the others: only where size counts
+SMALL: tuple[LayerPrecision, ...] = (
+    "int8-weights",
+    "int4-weights",
+    "palette4-weights",
+)  # slower than the others: only where size counts
 STEPS = 7  # mixes that are exported, evenly along the hull
 REFINEMENTS = 3  # and so many more, between the chosen one and the next cheaper one
 QUICK = 16  # utterances on which a layer's noise is measured: it is the same for all but a little, unlike word errors

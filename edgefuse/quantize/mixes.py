@@ -29,12 +29,13 @@ TIME: Mapping[LayerPrecision, float] = {  # per multiply-accumulate, of fp32's; 
     "int8-dynamic": 0.45,
     "int8-weights": 1.0,
     "int4-weights": 0.55,
+    "palette4-weights": 1.0,
     "int8-a16": 1.0,
 }
 PICTURE = "front.svg"  # of what a search measured, beside its scheme
 FLOAT_BITS = 32
 BITS: Mapping[LayerPrecision, int] = {
-    precision: {"fp32": FLOAT_BITS, "int4-weights": 4}.get(precision, 8) for precision in LAYER_PRECISIONS
+    precision: {"fp32": FLOAT_BITS, "int4-weights": 4, "palette4-weights": 4}.get(precision, 8) for precision in LAYER_PRECISIONS
 }
 PRICES = tuple(10 ** (exponent / 20) for exponent in range(-220, 41))  # of time, in noise: from nothing to everything
 WORTH = 4.0  # of weights against time, where size has a bound: 4 bits are slower than 8 but smaller
