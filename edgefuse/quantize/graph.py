@@ -26,6 +26,7 @@ WINDOW = ("stride", "padding", "dilation", "groups")
 EIGHT_BITS = 127  # the largest integer of a weight
 DYNAMIC: frozenset[LayerPrecision] = frozenset({"int8-dynamic", "int4-weights"})  # where what a linear takes is rounded too
 SMALLEST_SCALE = 2.0**-24  # of half precision
+FAINT = 7 * SMALLEST_SCALE  # the largest weight of a block of 4 bits that has it
 
 
 def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
@@ -59,18 +60,24 @@ class Rounded(nn.Module):
 
 
 class Filled(nn.Linear):
-    """A linear with zeros behind its inputs, as many as make whole blocks of them."""
+    """A linear with zeros behind its inputs, as many as make whole blocks of them.
+
+    A block of nothing but zeros gets one weight of 4e-7, because LiteRT takes no scale that is 0.
+    """
 
     def __init__(self, source: nn.Linear, block: int) -> None:
         """Fill the weights up; the bias is the source's."""
         self.more = -source.in_features % block
         super().__init__(source.in_features + self.more, source.out_features)
-        self.weight = nn.Parameter(F.pad(source.weight.detach(), (0, self.more)), requires_grad=False)
+        weight = F.pad(source.weight.detach(), (0, self.more))
+        blocks = weight.view(len(weight), -1, block)
+        blocks[:, :, 0] = torch.where(blocks.abs().amax(2) < FAINT, FAINT, blocks[:, :, 0])
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = source.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Answer as the source does."""
-        return super().forward(F.pad(x, (0, self.more)))
+        return super().forward(F.pad(x, (0, self.more)) if self.more else x)
 
 
 def filled(graph: nn.Module, plan: Plan) -> nn.Module:
