@@ -118,8 +118,8 @@ def round_weights(weight: Tensor, bits: int = 8, block: int = 0) -> Weights:
     """
     most = 2 ** (bits - 1) - 1
     rows = weight.reshape(weight.shape[0], -1, block) if block else weight.flatten(1).unsqueeze(1)
-    scale = rows.abs().amax(2).clamp(min=SMALLEST_SCALE * most) / most
-    scale = scale.bfloat16().half().float() if block else scale
+    scale = rows.abs().amax(2).clamp(min=SMALLEST_SCALE) / most
+    scale = scale.bfloat16().half().float().clamp(min=SMALLEST_SCALE) if block else scale
     integers = (rows / scale.unsqueeze(2)).round().clamp(-most, most).to(torch.int8)
     return Weights(integers.reshape(weight.shape), scale if block else scale.flatten(), most)
 
