@@ -25,7 +25,8 @@ BITS = {"int4-weights": 4}
 WINDOW = ("stride", "padding", "dilation", "groups")
 EIGHT_BITS = 127  # the largest integer of a weight
 DYNAMIC: frozenset[LayerPrecision] = frozenset({"int8-dynamic", "int4-weights"})  # where what a linear takes is rounded too
-SMALLEST_SCALE = 2.0**-24
+SMALLEST_SCALE = 2.0**-24  # of half precision
+FAINT = 7 * SMALLEST_SCALE  # the largest weight of a block of 4 bits that has it
 
 
 def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
@@ -38,7 +39,9 @@ def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
         if precision != "fp32":
             module = network.get_submodule(layer)
             assert isinstance(module, nn.Linear | nn.Conv2d), "a site is a layer"  # noqa: S101 - `sites_of` says so
-            network.set_submodule(layer, QuantizedLayer(module, BITS.get(precision, 8), dynamic=precision in DYNAMIC))
+            bits, block = BITS.get(precision, 8), _block(precision, plan)
+            source = Filled(module, block) if block and isinstance(module, nn.Linear) else module
+            network.set_submodule(layer, QuantizedLayer(source, bits, block, dynamic=precision in DYNAMIC))
     return copied.eval().requires_grad_(requires_grad=False)
 
 
@@ -56,13 +59,49 @@ class Rounded(nn.Module):
         return OPERATORS.dequantize_per_tensor.default(integers, self.scale, self.zero, *INT8)  # type: ignore[no-any-return]
 
 
+class Filled(nn.Linear):
+    """A linear with zeros behind its inputs, as many as make whole blocks of them.
+
+    A block of nothing but zeros gets one weight of 4e-7, because LiteRT takes no scale that is 0.
+    """
+
+    def __init__(self, source: nn.Linear, block: int) -> None:
+        """Fill the weights up; the bias is the source's."""
+        self.more = -source.in_features % block
+        super().__init__(source.in_features + self.more, source.out_features)
+        weight = F.pad(source.weight.detach(), (0, self.more))
+        blocks = weight.view(len(weight), -1, block)
+        blocks[:, :, 0] = torch.where(blocks.abs().amax(2) < FAINT, FAINT, blocks[:, :, 0])
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = source.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Answer as the source does."""
+        return super().forward(F.pad(x, (0, self.more)) if self.more else x)
+
+
+def filled(graph: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of a graph, in float, whose layers of 4 bits have whole blocks of inputs."""
+    copied = copy.deepcopy(graph)
+    network = network_of(copied)
+    for layer, precision in plan.layers.items():
+        module = network.get_submodule(layer)
+        if isinstance(module, nn.Linear) and (block := _block(precision, plan)):
+            network.set_submodule(layer, Filled(module, block))
+    return copied.eval()
+
+
+def _block(precision: LayerPrecision, plan: Plan) -> int:
+    return plan.block if precision in BITS else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Weights of few bits.
 
     Attributes:
         integers: of the shape of the weights, int8 whatever the bits.
-        scale: (rows,) of each output channel.
+        scale: (rows,) of each output channel, or (rows, blocks) of each block of its inputs.
         most: the largest integer; the smallest is its negative.
     """
 
@@ -71,12 +110,18 @@ class Weights:
     most: int
 
 
-def round_weights(weight: Tensor, bits: int = 8) -> Weights:
-    """W = diag(scale) integers, with scale = max |row| / (2^(bits - 1) - 1): symmetric, one scale per output channel."""
+def round_weights(weight: Tensor, bits: int = 8, block: int = 0) -> Weights:
+    """W = diag(scale) integers, with scale = max |row| / (2^(bits - 1) - 1): symmetric, one scale per output channel.
+
+    With blocks, the same for each `block` inputs of a row; the scale is rounded to the 8 significant bits that XNNPACK keeps of
+    it and to half precision, in which LiteRT stores it.
+    """
     most = 2 ** (bits - 1) - 1
-    scale = weight.abs().flatten(1).amax(1).clamp(min=SMALLEST_SCALE) / most
-    rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return Weights((weight / rows).round().clamp(-most, most).to(torch.int8), scale, most)
+    rows = weight.reshape(weight.shape[0], -1, block) if block else weight.flatten(1).unsqueeze(1)
+    scale = rows.abs().amax(2).clamp(min=SMALLEST_SCALE) / most
+    scale = scale.bfloat16().half().float().clamp(min=SMALLEST_SCALE) if block else scale
+    integers = (rows / scale.unsqueeze(2)).round().clamp(-most, most).to(torch.int8)
+    return Weights(integers.reshape(weight.shape), scale if block else scale.flatten(), most)
 
 
 class QuantizedLayer(nn.Module):
@@ -86,23 +131,31 @@ class QuantizedLayer(nn.Module):
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, source: Layer, bits: int, *, dynamic: bool) -> None:
+    def __init__(self, source: Layer, bits: int, block: int = 0, *, dynamic: bool) -> None:
         """Round the weights; the bias stays."""
         super().__init__()
-        weights = round_weights(source.weight.detach(), bits)
+        weights = round_weights(source.weight.detach(), bits, block)
         self.most, self.dynamic, self.bias = weights.most, dynamic and isinstance(source, nn.Linear), source.bias
+        self.block, self.more = block, source.more if isinstance(source, Filled) else 0
         self.register_buffer("integers", weights.integers)
         self.register_buffer("scale", weights.scale)
-        self.register_buffer("zero", torch.zeros(len(weights.scale), dtype=torch.int64))
+        self.register_buffer("zero", torch.zeros(weights.scale.shape, dtype=torch.int64))
         convolution = isinstance(source, nn.Conv2d)
         self.window: dict[str, Any] | None = {name: getattr(source, name) for name in WINDOW} if convolution else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Answer as the layer does."""
-        least = -self.most - (self.most < EIGHT_BITS)  # by which ExecuTorch tells weights of 4 bits
-        weight = OPERATORS.dequantize_per_channel.default(self.integers, self.scale, self.zero, 0, least, self.most, torch.int8)
+        x = F.pad(x, (0, self.more)) if self.more else x
         x = _rounded_as_it_comes(x) if self.dynamic else x
+        weight = self._weight()
         return F.linear(x, weight, self.bias) if self.window is None else F.conv2d(x, weight, self.bias, **self.window)
+
+    def _weight(self) -> Tensor:
+        span = (-self.most - (self.most < EIGHT_BITS), self.most, torch.int8)  # -8 to 7, by which ExecuTorch tells 4 bits
+        told = (self.integers, self.scale, self.zero)
+        if self.block:
+            return OPERATORS.dequantize_per_channel_group.default(*told, *span, self.block, torch.float32)  # type: ignore[no-any-return]
+        return OPERATORS.dequantize_per_channel.default(*told, 0, *span)  # type: ignore[no-any-return]
 
 
 def _rounded_as_it_comes(x: Tensor) -> Tensor:

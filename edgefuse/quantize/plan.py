@@ -32,6 +32,7 @@ class Plan:
         kept: why a layer has another precision than the scheme says, in words.
         values: the range of each point that is quantized; the wider of them has 16 bits where a neighbour is `int8-a16`.
         wide: the points of 16 bits.
+        block: how many inputs of a layer of 4 bits share a scale; 0: all that make an output.
     """
 
     sites: tuple[Site, ...]
@@ -39,6 +40,7 @@ class Plan:
     kept: Mapping[str, str]
     values: Mapping[str, Range]
     wide: frozenset[str]
+    block: int = 0
 
 
 def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:
@@ -70,7 +72,7 @@ def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:
             f"The ranges have none for {missing[0]}.", hint="Take them again with: edgefuse calibrate CHECKPOINT --speech SPEECH"
         )
     wide = frozenset(path for path in chosen if "int8-a16" in beside[path])
-    return Plan(sites, layers, kept, {path: ranges[path] for path in chosen}, wide)
+    return Plan(sites, layers, kept, {path: ranges[path] for path in chosen}, wide, scheme.block)
 
 
 def _beside(path: str, sites: Sequence[Site], layers: Mapping[str, LayerPrecision]) -> set[LayerPrecision]:

@@ -8,6 +8,7 @@ A scheme is a named one (`edgefuse export --precision int8`) or a TOML file that
     residual = "fp32"          # the sums of the residual stream
     features = "fp32"          # what the first convolution hears
     logits = "int8"            # what the head says; fp32 leaves the head itself in fp32
+    block = 32                 # how many inputs of a layer of 4 bits share a scale; 0: all that make an output
 
     [table]                    # a layer, or a pattern with * and ?; the last line that matches counts
     "blocks.0.*" = "fp32"
@@ -41,6 +42,7 @@ Clipping = Literal["minmax", "percentile", "mse", "kl"]
 CLIPPINGS: tuple[Clipping, ...] = get_args(Clipping)
 INNER_LINES = ("attention", "residual")  # values with a precision of their own; the other lines are the ends of a layer
 LINES = (*INNER_LINES, "features", "logits")
+BLOCKS = (0, 32, 64, 128, 256)  # that both XNNPACK and LiteRT have
 STATIC: frozenset[LayerPrecision] = frozenset({"int8", "int8-a16"})  # their activations have ranges from calibration
 
 
@@ -61,6 +63,8 @@ class Scheme:
         residual: of the sums of the residual stream.
         features: of what the first convolution hears.
         logits: of what the head says.
+        block: how many inputs of a layer of 4 bits share a scale, one of `BLOCKS`; with 0 an output channel has one scale. A
+            layer whose width they do not divide takes zeros behind its inputs.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Scheme:
     residual: ValuePrecision = "fp32"
     features: ValuePrecision = "fp32"
     logits: ValuePrecision = "int8"
+    block: int = 32
 
     def of(self, layer: str) -> LayerPrecision:
         """The precision of a layer."""
@@ -102,7 +107,8 @@ class Scheme:
     def to_json(self) -> dict[str, Any]:
         """As in a scheme file, with its name."""
         lines = {line: getattr(self, line) for line in LINES}
-        return {"name": self.name, "layers": self.layers, "clipping": self.clipping, **lines, "table": dict(self.table)}
+        ways = {"clipping": self.clipping, **lines, "block": self.block}
+        return {"name": self.name, "layers": self.layers, **ways, "table": dict(self.table)}
 
     def to_toml(self) -> str:
         """A scheme file: what `read_scheme` reads."""
@@ -139,7 +145,7 @@ def read_scheme(path: Path) -> Scheme:
 
 def scheme_of(fields: Mapping[str, Any]) -> Scheme:
     """Read what `to_json` wrote, or a scheme file holds."""
-    known = {"name", "layers", "clipping", "table", *LINES}
+    known = {"name", "layers", "clipping", "table", "block", *LINES}
     if unknown := sorted(set(fields) - known):
         raise BadScheme(f"A scheme has no {unknown[0]!r}.", hint=f"It has: {', '.join(sorted(known - {'name'}))}")
     if "layers" not in fields:
@@ -152,9 +158,10 @@ def scheme_of(fields: Mapping[str, Any]) -> Scheme:
         _require_choice(told, value, LAYER_PRECISIONS)
     for told, words in choices.items():
         _require_choice(told, fields.get(told, words[0]), words)
+    _require_choice("block", fields.get("block", 0), BLOCKS)
     return Scheme(**{**fields, "name": str(fields.get("name", "")), "table": dict(table)})
 
 
-def _require_choice(told: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise BadScheme(f"The scheme says {told} = {value!r}.", hint=f"It can be: {', '.join(choices)}")
+def _require_choice(told: str, value: object, choices: tuple[str, ...] | tuple[int, ...]) -> None:
+    if value not in choices or type(value) is not type(choices[0]):
+        raise BadScheme(f"The scheme says {told} = {value!r}.", hint=f"It can be: {', '.join(map(str, choices))}")

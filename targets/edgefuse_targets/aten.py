@@ -28,6 +28,7 @@ NAMESPACES = ("aten", "quantized_decomposed")
 GETITEM = "getitem"
 WEIGHTED = ("aten.linear.default", "aten.conv2d.default")
 DEQUANTIZE = "quantized_decomposed.dequantize"
+BLOCKWISE = f"{DEQUANTIZE}_per_channel_group.default"
 EIGHT_BITS = 127  # the largest integer of a weight
 IDLE = ("aten._assert_tensor_metadata.default",)  # checks of what the tracer saw; without a result
 
@@ -73,7 +74,8 @@ class Graph:
     def _layer(self, taken: str, weights: Mapping[str, Any]) -> str:
         if not weights.get("operator", "").startswith(DEQUANTIZE):
             return "fp32"
-        bits = 4 if weights["arguments"][5] < EIGHT_BITS else 8
+        most = weights["arguments"][4 if weights["operator"] == BLOCKWISE else 5]
+        bits = 4 if most < EIGHT_BITS else 8
         static, dynamic = taken == f"{DEQUANTIZE}_per_tensor.default", taken == f"{DEQUANTIZE}_per_tensor.tensor"
         stored, given = f"int{bits}", "int8" if static else "float32"
         return precision_of(given, stored, widened=not dynamic)

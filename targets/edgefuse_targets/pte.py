@@ -28,6 +28,7 @@ TYPES = {  # of XNNPACK's values; what is quantized as it comes (qd) is float be
     "xnn_datatype_qdint8": "float32",
     "xnn_datatype_qcint8": "int8",
     "xnn_datatype_qcint4": "int4",
+    "xnn_datatype_qbint4": "int4",
 }
 INTERNAL = 2**32 - 1  # the external id of a value that stays inside the delegate
 

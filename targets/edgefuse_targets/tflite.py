@@ -59,13 +59,15 @@ def export(program: Program, folder: Path, name: str) -> Artifact:
         ExportFailed: PyTorch or LiteRT's converter could not convert an entry.
     """
     with exporting(RUNTIME, refusals(program)):
-        content = _convert(program)
+        if program.quantization is not None:
+            from edgefuse_targets.tflite_quantize import filled, quantized
+
+            whole = filled(program)
+            content = quantized(_convert(whole), whole)
+        else:
+            content = _convert(program)
         if program.precision == "fp16":
             content = _weights_to_half(content)
-        if program.quantization is not None:
-            from edgefuse_targets.tflite_quantize import quantized
-
-            content = quantized(content, program)
     path = folder / f"{name}{SUFFIX}"
     path.write_bytes(content)
     return artifact_of(program, NAME, path)

@@ -7,7 +7,7 @@ are given its name: the quantizer's recipe then has one line per layer, and whoe
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import flatbuffers
@@ -17,7 +17,8 @@ from ai_edge_quantizer import qtyping, quantizer
 
 from edgefuse.errors import Refused
 from edgefuse.lower.sites import network_of
-from edgefuse.quantize.scheme import STATIC, LayerPrecision
+from edgefuse.quantize import graph as graphs
+from edgefuse.quantize.scheme import BLOCKS, STATIC, LayerPrecision
 from edgefuse_targets.flatbuffer import BUILTINS, WEIGHTED
 from edgefuse_targets.programs import plan_of
 
@@ -33,13 +34,17 @@ if TYPE_CHECKING:
     from edgefuse.values import Program
 
 IDENTIFIER = b"TFL3"
+GRANULARITY = {
+    block: getattr(qtyping.QuantGranularity, f"BLOCKWISE_{block}") if block else qtyping.QuantGranularity.CHANNELWISE
+    for block in BLOCKS
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A layer in the file: the names of the tensors that it takes and makes, and the points that they are.
 
-    `added` is whether its bias is added by an operator of its own, behind what it makes.
+    `added` is whether its bias is added by an operator of its own, behind what it makes; `block` how many inputs share a scale.
     """
 
     layer: str
@@ -48,6 +53,13 @@ class Found:
     takes: tuple[str, str]
     makes: tuple[str, str]
     added: bool
+    block: int
+
+
+def filled(program: Program) -> Program:
+    """The same program, in float, with whole blocks of inputs where they share a scale."""
+    entries = (replace(entry, graph=graphs.filled(entry.graph, plan_of(program, entry))) for entry in program.entries)
+    return replace(program, entries=tuple(entries))
 
 
 def quantized(content: bytes, program: Program) -> bytes:
@@ -98,7 +110,7 @@ def _layer(number: int, graph: Any, node: Any, name: str, site: Site, plan: Plan
         made.name = f"{number}/{site.layer}".encode()
     added = not any(index >= 0 for index in node.inputs[2:3])
     ends = (taken.name.decode(), site.takes), (made.name.decode(), site.makes)
-    return Found(site.layer, plan.layers[site.layer], name, *ends, added)
+    return Found(site.layer, plan.layers[site.layer], name, *ends, added, plan.block)
 
 
 def _require_all(plan: Plan, found: set[str]) -> None:
@@ -133,8 +145,10 @@ def _ask(recipe: Any, found: Found) -> None:  # noqa: ANN401 - the quantizer has
         recipe.add_static_config(**where, activation_num_bits=16 if found.precision == "int8-a16" else 8, weight_num_bits=8)
     elif found.precision == "int8-weights":
         recipe.add_weight_only_config(**where, num_bits=8)
+    elif found.precision == "int4-weights":
+        recipe.add_dynamic_config(**where, num_bits=4, granularity=GRANULARITY[found.block])
     else:
-        recipe.add_dynamic_config(**where, num_bits=4 if found.precision == "int4-weights" else 8)
+        recipe.add_dynamic_config(**where, num_bits=8)
 
 
 def _digests(network: nn.Module, plan: Plan) -> dict[str, str]:

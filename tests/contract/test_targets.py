@@ -24,7 +24,9 @@ from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
 from edgefuse.lower import Chunks, DeploymentGraph, lower
 from edgefuse.model import Context
+from edgefuse.quantize import graph as graphs
 from edgefuse.quantize.observe import observe
+from edgefuse.quantize.plan import Plan, plan
 from edgefuse.quantize.scheme import SCHEMES, Scheme
 from edgefuse.recognizer import Loaded
 from edgefuse.target import Session, Target
@@ -46,6 +48,7 @@ QUANTIZED = [  # a scheme, how near the float64 graph it must be, and the share 
     (SCHEMES["int8-weights"], 25.0, 0.75),
     (SCHEMES["int4-weights"], 5.0, 0.6),
     (SCHEMES["palette4-weights"], 5.0, 0.6),
+    (dataclasses.replace(SCHEMES["int4-weights"], name="channels", block=0), 5.0, 0.6),
     (SCHEMES["int8-a16"], 25.0, 0.75),
     (Scheme("both", "int8", {"*.feed_forward.*": "int8-dynamic", "*.macaron.w1": "fp32"}), 18.0, 0.9),
 ]
@@ -315,6 +318,39 @@ def test_a_quantized_program_is_near_the_float_one_and_smaller_or_refused_in_wor
     assert size(small.path) < share * size(artifact.path)
     if scheme.name != "int8-a16":  # XNNPACK has no such integers: slower than floats, which README says
         assert_one_partition(target, small)
+
+
+def test_the_blocks_in_an_artifact_are_ours_integer_for_integer(target: Target, tmp_path: Path) -> None:
+    asked = quantized_program(SCHEMES["int4-weights"])
+    if target.refusals(asked):
+        pytest.skip(" ".join(target.refusals(asked)))
+    asked.entries[0].graph.get_submodule("blocks.0.macaron.w1").weight[3] = 0.0  # an output that a norm has silenced
+    artifact = target.export(asked, tmp_path, "blocks")
+    target.open(artifact)
+    content = artifact.path.read_bytes()
+    layers = [each for each in graphs.quantized(asked.entries[0].graph, plan_of(asked)).modules() if hasattr(each, "integers")]
+    assert layers
+    for layer in layers:
+        for stored in STORED[target.SUFFIX](layer.integers, layer.scale):
+            assert stored.numpy().tobytes() in content
+
+
+def nibbles(integers: Tensor) -> Tensor:
+    """Two integers of 4 bits in a byte, the first in its lower half."""
+    halves = integers.flatten().to(torch.uint8) & 15
+    return halves[::2] | halves[1::2] << 4
+
+
+STORED = {  # of integers and scales, how a file of such a name stores them
+    ".safetensors": lambda integers, scale: (integers, scale),
+    ".pte": lambda integers, scale: (nibbles(integers + 8), scale.bfloat16().view(torch.int16)),
+    ".tflite": lambda integers, scale: (nibbles(integers), scale.half()),
+}
+
+
+def plan_of(program: Program) -> Plan:
+    assert program.quantization is not None
+    return plan(program.entries[0].graph, program.quantization.scheme, {})
 
 
 def test_a_layer_that_a_converter_changed_is_quantized_as_asked_or_refused(target: Target, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from edgefuse.lower.graph import Point
 from edgefuse.lower.sites import points_of, sites_of
 from edgefuse.pipeline import Order, export
 from edgefuse.quantize.calibrate import calibrate, read_ranges, write_ranges
-from edgefuse.quantize.graph import Rounded, quantized, round_weights
+from edgefuse.quantize.graph import Filled, Rounded, filled, quantized, round_weights
 from edgefuse.quantize.observe import BINS, Histogram, observe, scale_and_zero
 from edgefuse.quantize.plan import plan
 from edgefuse.quantize.scheme import CLIPPINGS, LAYER_PRECISIONS, SCHEMES, Scheme, read_scheme, scheme_of
@@ -196,6 +196,36 @@ def test_weights_are_within_half_a_step_of_their_row(bits):
     assert int(rounded.integers.abs().max()) == rounded.most == 2 ** (bits - 1) - 1
 
 
+def test_blocks_of_weights_are_within_half_a_step_and_no_scale_loses_digits_in_a_runtime():
+    weight = torch.randn(6, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 0, 6).reshape(6, 1)
+    weight[3] = 0.0  # an output that a norm has silenced
+    weight[4, 32:64] = 0.0
+    rounded = round_weights(weight, 4, 32)
+    assert rounded.scale.shape == (6, 3)
+    for stored in (torch.bfloat16, torch.float16):
+        assert torch.equal(rounded.scale.to(stored).float(), rounded.scale)
+    rows = rounded.scale.repeat_interleave(32, 1)
+    assert float(((rounded.integers * rows - weight).abs() / rows).max()) <= 0.5 + 7 / 256
+    assert int(rounded.integers.abs().max()) == 7
+    assert not rounded.integers[weight == 0.0].any()
+
+
+def test_zeros_behind_the_inputs_of_a_layer_change_no_answer(whole, heard):
+    asked = plan(whole, SCHEMES["int4-weights"], {})
+    other = filled(whole, asked)
+    widths = {each.in_features for each in other.modules() if isinstance(each, Filled)}
+    assert widths == {
+        -(-width // 32) * 32 for width in (each.in_features for each in whole.modules() if isinstance(each, torch.nn.Linear))
+    }
+    assert distance(whole, other, heard) > 100.0
+
+
+def test_blocks_are_nearer_to_the_graph_than_one_scale_per_channel(whole, heard):
+    scheme = SCHEMES["int4-weights"]
+    channels, blocks = (quantized(whole, plan(whole, each, {})) for each in (dataclasses.replace(scheme, block=0), scheme))
+    assert distance(whole, blocks, heard) > distance(whole, channels, heard)
+
+
 @pytest.mark.parametrize(
     ("name", "least_db"), [("int8", 20.0), ("int8-dynamic", 20.0), ("int8-weights", 25.0), ("int4-weights", 8.0)]
 )
@@ -337,6 +367,7 @@ WRONG = {
     "scheme_unknown_line": [*EXPORT, "--precision", "HERE/line.toml"],
     "scheme_unknown_layer": [*EXPORT, "--precision", "HERE/layer.toml"],
     "scheme_unknown_precision": [*EXPORT, "--precision", "HERE/precision.toml"],
+    "scheme_block": [*EXPORT, "--precision", "HERE/block.toml"],
     "scheme_without_layers": [*EXPORT, "--precision", "HERE/nothing.toml"],
 }
 SCHEME_FILES = {
@@ -344,6 +375,7 @@ SCHEME_FILES = {
     "line": 'layers = "int8-weights"\nhead = "fp32"\n',
     "layer": 'layers = "int8-weights"\n[table]\n"blocks.99.*" = "fp32"\n',
     "precision": 'layers = "int7"\n',
+    "block": 'layers = "int4-weights"\nblock = 48\n',
     "nothing": 'logits = "fp32"\n',
 }
 
