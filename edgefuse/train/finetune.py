@@ -25,6 +25,7 @@ from edgefuse.fold import exactness
 from edgefuse.fold.exactness import probe
 from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.lower import Chunks, lower
+from edgefuse.lower.sites import sites_of
 from edgefuse.model import Encoder
 from edgefuse.quantize.calibrate import calibration_of
 from edgefuse.quantize.encoder import Rounding, require_learnable
@@ -78,12 +79,12 @@ def fine_tune(
     require_free_run(output, resume=resume)
     require_learnable(scheme)
     folded = _read(start)
-    rounding = rounding_of(folded, scheme, calibration, _tested(speech))
-    output.mkdir(parents=True, exist_ok=True)
+    rounding = rounding_of(folded, scheme, calibration, speech)
     stores, tokens = features or speech / "features", Tokens(folded.checkpoint.tokens)
     corpus = _heard_by(folded.checkpoint, load_speech(speech, "train", stores))
     corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens))
     dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
+    output.mkdir(parents=True, exist_ok=True)
     training = fit(folded, rounding, corpus, dev, output, recipe, resume=resume)
     tuned = settled(training, folded)
     exact = exactness(tuned.checkpoint, tuned, *probe(KALDI_80.mel_bins))
@@ -97,14 +98,15 @@ def fine_tune(
     return Trained(output / "checkpoint", errors)
 
 
-def rounding_of(folded: FoldedModel, scheme: Scheme, place: Path | None, tested: TestSet) -> Rounding:
-    """Lay a scheme out on the graphs of whole utterances and of chunks, with ranges from calibration where it needs some."""
+def rounding_of(folded: FoldedModel, scheme: Scheme, place: Path | None, corpus: Path) -> Rounding:
+    """Lay a scheme out on the graphs of whole utterances and of chunks; ranges are of speech that `corpus` does not test on."""
     program = lower(folded, (1.0,), "fp32", (CHUNKS,))
+    scheme.precisions(tuple(site.layer for site in sites_of(program.entries[0].graph)))  # before anything is listened to
     if not scheme.calibrated:
         return Rounding(*(plan(entry.graph, scheme, {}) for entry in program.entries))
     if place is None:
         raise UsageError(f"{scheme.name} needs ranges.", hint="Say on which speech: --calibration SPEECH")
-    calibration = calibration_of(place, folded, program, tested)
+    calibration = calibration_of(place, folded, program, _tested(corpus))
     ranges = (calibration.ranges(mode.name, scheme.clipping) for mode in program.modes)
     return Rounding(*(plan(entry.graph, scheme, each) for entry, each in zip(program.entries, ranges, strict=True)))
 
@@ -156,12 +158,12 @@ def _heard_by(checkpoint: Checkpoint, spoken: Speech) -> Speech:
     return replace(spoken, store=replace(spoken.store, mean=mean, istd=istd))
 
 
-def _tested(speech: Path) -> TestSet:
+def _tested(corpus: Path) -> TestSet:
     """The recordings of a corpus that a training is tested on."""
     utterances = []
     for name in TESTS:
-        for cut in read_cuts(speech, name):
+        for cut in read_cuts(corpus, name):
             path, text = Path(cut.recording.sources[0].source), cut.supervisions[0].text
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             utterances.append(Utterance(cut.id, path, name, cut.duration, text, sha256))
-    return TestSet(speech, tuple(utterances), digest="")
+    return TestSet(corpus, tuple(utterances), digest="")

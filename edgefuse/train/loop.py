@@ -94,14 +94,21 @@ def train(
         recipe = replace(recipe, characters_first=0.0)
     torch.set_num_threads(threads)
     require_free_run(output, resume=resume)
+    begin = checkpoint.read(start) if start else None
+    if begin and begin.config.folded:
+        raise UsageError(
+            f"{start} is folded: it has no norms left to train with.",
+            hint="Fine-tune it for fewer bits with --precision, or begin with what it was folded from.",
+        )
     output.mkdir(parents=True, exist_ok=True)
     stores = features or speech / "features"
     corpus = load_speech(speech, "train", stores)
     tokens = learn_tokens((utterance.text for utterance in corpus.store.utterances.values()), recipe.vocabulary_size)
     corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens))
     dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
-    config, begin = recipe.encoder(len(tokens)), checkpoint.read(start) if start else None
-    training = fit(corpus, dev, output, recipe, config, tokens, begin=begin, resume=resume, precision=precision)
+    training = fit(
+        corpus, dev, output, recipe, recipe.encoder(len(tokens)), tokens, begin=begin, resume=resume, precision=precision
+    )
     encoder = finish(training, corpus, tokens)
     written = output / "checkpoint"
     written.mkdir(exist_ok=True)
@@ -149,11 +156,6 @@ def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
     weights = dict(begin.weights)
     if begin.config.vocabulary_size != encoder.config.vocabulary_size:
         weights |= {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith("ctc.")}
-    if begin.config.folded:
-        raise UsageError(
-            "The checkpoint to begin with is folded: it has no norms left to train with.",
-            hint="Fine-tune it for fewer bits with --precision, or begin with what it was folded from.",
-        )
     if replace(begin.config, vocabulary_size=encoder.config.vocabulary_size, dropout=encoder.config.dropout) != encoder.config:
         raise UsageError(
             "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."

@@ -1,7 +1,9 @@
 """Fine-tuning trains the quantized graph, and leaves a folded checkpoint that loses less to it."""
 
 import copy
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse import cli, store
+from edgefuse.errors import UsageError
 from edgefuse.fold import exactness, fold
 from edgefuse.fold.exactness import probe
 from edgefuse.lower import Chunks, lower
@@ -23,7 +26,8 @@ from edgefuse.quantize.observe import Range, observe
 from edgefuse.quantize.plan import Plan, plan
 from edgefuse.quantize.scheme import SCHEMES, Scheme
 from edgefuse.refold import fold_exactly
-from edgefuse.train.finetune import fit, settled
+from edgefuse.speech import COLUMNS
+from edgefuse.train.finetune import fine_tune, fit, settled
 from edgefuse.train.loop import load_speech
 from edgefuse.train.module import FineTuning, divergence
 from edgefuse.train.recipe import FINE_TUNING
@@ -266,13 +270,70 @@ def test_a_fine_tuning_that_was_cut_off_ends_with_the_same_weights(start, spoken
 
 
 @pytest.mark.parametrize("name", ["int8", "int8-dynamic"])
-def test_the_command_writes_what_can_be_exported_and_says_what_it_won(start, corpus, calibration, tmp_path, capsys, name):
-    command = ["train", "--from", str(start), "--precision", name, "--speech", str(corpus), "--epochs", "1"]
-    before = sorted(corpus.rglob("*"))
-    assert cli.run([*command, "--calibration", str(calibration), "-o", str(tmp_path / "run"), "--json"]) == 0
-    assert sorted(corpus.rglob("*")) == before or (corpus / "features").is_dir()
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_the_command_writes_a_folded_checkpoint_and_what_it_heard_before_and_after(start, corpus, calibration, tmp_path, name):
+    load_speech(corpus, "seen", corpus / "features"), load_speech(corpus, "unseen", corpus / "features")
+    before, run = sorted(corpus.rglob("*")), tmp_path / "run"
+    command = ["train", "--from", str(start), "--precision", name, "--speech", str(corpus), "--calibration", str(calibration)]
+    assert cli.run([*command, "--epochs", "1", "-o", str(run)]) == 0
+    assert sorted(corpus.rglob("*")) == before  # it writes to -o alone
+    told = json.loads((run / "metrics.json").read_text())
     assert set(told["errors"]) >= {"seen, before", "unseen, before", "seen", "unseen, 640 ms"}
-    tuned = read(tmp_path / "run" / "checkpoint")
-    assert tuned.parent == read(start).digest
-    assert tuned.plan
+    assert told["recipe"]["scheme"]["layers"] == name
+    assert told["recipe"]["from"] == read(run / "checkpoint").parent == read(start).digest
+
+
+# --- when things go wrong
+
+
+TRAIN = ["train", "--speech", "HERE/corpus", "-o", "HERE/new"]
+FINE_TUNE = [*TRAIN, "--from", "HERE/folded"]
+WRONG = {
+    "no_checkpoint": [*TRAIN, "--precision", "int4-weights"],
+    "not_folded": [*TRAIN, "--from", "HERE/checkpoint", "--precision", "int4-weights"],
+    "folded_without_a_precision": FINE_TUNE,
+    "float": [*FINE_TUNE, "--precision", "fp16"],
+    "sixteen_bits": [*FINE_TUNE, "--precision", "int8-a16"],
+    "no_such_precision": [*FINE_TUNE, "--precision", "int3"],
+    "unknown_layers": [*FINE_TUNE, "--precision", "HERE/layer.toml"],
+    "nothing_to_round": [*FINE_TUNE, "--precision", "HERE/nothing.toml"],
+    "inside_attention": [*FINE_TUNE, "--precision", "HERE/attention.toml"],
+    "no_calibration": [*FINE_TUNE, "--precision", "int8"],
+    "calibration_without_a_precision": [*TRAIN, "--calibration", "HERE/tested"],
+    "calibration_of_the_test_set": [*FINE_TUNE, "--precision", "int8", "--calibration", "HERE/tested"],
+    "another_preset": [*FINE_TUNE, "--precision", "int4-weights", "--preset", "small"],
+    "no_corpus": ["train", "--speech", "HERE/tested", "-o", "HERE/new", "--from", "HERE/folded", "--precision", "int4-weights"],
+    "nothing_to_resume": [*FINE_TUNE, "--precision", "int4-weights", "--resume"],
+}
+SCHEME_FILES = {
+    "layer": 'layers = "int8-weights"\n[table]\n"blocks.99.*" = "fp32"\n',
+    "nothing": 'layers = "fp32"\n',
+    "attention": 'layers = "int8"\nattention = "int8"\n',
+}
+
+
+@pytest.fixture
+def here(corpus, start, checkpoint_folder, tmp_path):
+    assert checkpoint_folder.is_dir()
+    shutil.copytree(corpus, tmp_path / "corpus")
+    shutil.copytree(start, tmp_path / "folded")
+    for name, text in SCHEME_FILES.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    (tmp_path / "tested").mkdir()
+    recording = (corpus / "unseen-0.flac").read_bytes()
+    (tmp_path / "tested" / "a.flac").write_bytes(recording)
+    row = ("a", "a.flac", "calibration", "me", "0.5", "hello", hashlib.sha256(recording).hexdigest())
+    (tmp_path / "tested" / "manifest.tsv").write_text("\t".join(COLUMNS) + "\n" + "\t".join(row) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_cannot_be_fine_tuned_is_refused_word_for_word(wrong, here, capsys):
+    must_be_refused(WRONG[wrong], f"finetune_{wrong}", here, capsys)
+
+
+def test_a_batch_norm_that_did_not_fold_is_no_start(corpus, tmp_path):
+    checkpoint = a_checkpoint("batch", norm_residual="block")
+    folded = fold(checkpoint)
+    store.write_folded(tmp_path / "folded", folded, exactness(checkpoint, folded, *probe(80)))
+    with pytest.raises(UsageError, match="keeps a batch norm"):
+        fine_tune(tmp_path / "folded", SCHEMES["int4-weights"], corpus, tmp_path / "run", QUICK)
