@@ -4,7 +4,9 @@ Weights are rounded in every step, and values where the scheme has ranges for th
 graph; ranges are fixed, from calibration. There are no norms left, and none come back: only weights and biases move.
 
 What is written are the rounded weights: rounding them again changes nothing, so the float model that an export is held against
-has the very weights of the artifact.
+has the very weights of the artifact. The gate of that export therefore says nothing of what was lost to fewer bits, only that no
+more is lost on the way to the runtime; what was lost is the distance between the word errors here, of the checkpoint in float and
+of the one that was fine-tuned.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from edgefuse.train.recipe import ARCHITECTURE, Recipe
 from edgefuse.values import Checkpoint, FoldedModel
 
 CHUNKS = Chunks(640, 2560)  # whose ranges all chunks have
-BEFORE = ", before"  # behind a test set: what the quantized graph heard in it before it was fine-tuned
+FLOAT, BEFORE = ", float before", ", rounded before"  # behind a test set: what the checkpoint heard in it as it was given
 
 
 def fine_tune(
@@ -90,9 +92,10 @@ def fine_tune(
     exact = exactness(tuned.checkpoint, tuned, *probe(KALDI_80.mel_bins))
     store.write_folded(output / "checkpoint", tuned, exact, overwrite=True)
     heard = (speech, stores, corpus.store, tokens)
-    before = test(partial(rounding.answer, checkpoints.encoder_of(folded.checkpoint)), *heard, [""])
-    after = test(partial(rounding.answer, checkpoints.encoder_of(tuned.checkpoint)), *heard, CONTEXTS)
-    errors = {name + BEFORE: counted for name, counted in before.items()} | after
+    given, made = (checkpoints.encoder_of(each.checkpoint) for each in (folded, tuned))
+    before = {FLOAT: test(given, *heard, [""]), BEFORE: test(partial(rounding.answer, given), *heard, [""])}
+    errors = {name + when: counted for when, found in before.items() for name, counted in found.items()}
+    errors |= test(partial(rounding.answer, made), *heard, CONTEXTS)
     told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
     write_metrics(output, {"from": folded.digest, "scheme": scheme.to_json(), **told}, errors)
     return Trained(output / "checkpoint", errors)
