@@ -73,7 +73,7 @@ class Recipe:
 FINE_TUNING = Recipe(
     epochs=4,
     epoch_batches=100,
-    peak_learning_rate=2e-4,
+    peak_learning_rate=2e-4,  # with 8e-4 the loss of 4 bits rose from the first steps on [M]
     last_learning_rate=2e-6,
     warm_up_share=0.1,
     weight_decay=0.0,
@@ -81,5 +81,5 @@ FINE_TUNING = Recipe(
     character_share=0.0,
     characters_first=0.0,
     chunked_share=0.3,
-    teacher_share=1.0,
+    teacher_share=1.0,  # 4 bits, unseen, 200 steps of 28 s: 25.6 % before, 20.4 % with the teacher, 25.4 % with CTC alone [M]
 )
