@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -501,10 +502,8 @@ def bench(
 @cli.command()
 @click.option("--speech", type=PATH, required=True, help="A corpus folder, as edgefuse_calibration.synthesize writes it.")
 @click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
-@click.option("--preset", default="tiny", show_default=True, help="tiny, small or base.")
-@click.option(
-    "--norm", type=click.Choice(("batch", "layer")), default="batch", show_default=True, help="FusionFormer, or its twin."
-)
+@click.option("--preset", help="tiny, small or base.  [default: tiny]")
+@click.option("--norm", type=click.Choice(("batch", "layer")), help="FusionFormer, or its twin.  [default: batch]")
 @click.option("--epochs", type=int, help="[default: the recipe's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True)
@@ -512,6 +511,8 @@ def bench(
 @click.option("--learning-rate", "peak_learning_rate", type=float, help="Of the peak.  [default: the recipe's]")
 @click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
 @click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with its weights; its vocabulary may be another.")
+@click.option("--precision", metavar="NAME|FILE", help="Fine-tune it, folded, for fewer bits; an epoch is 100 batches then.")
+@click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--resume", is_flag=True, help="Go on from the last whole epoch.")
 @json_option
 def train(
@@ -520,20 +521,51 @@ def train(
     resume: bool,
     threads: int,
     start: Path | None,
+    precision: str | None,
+    calibration: Path | None,
     as_json: bool,
     **recipe: Any,  # noqa: ANN401 - the recipe's own fields
 ) -> None:
-    """Train an encoder with CTC and print its word error rates."""
+    """Train an encoder with CTC, or fine-tune a folded one for fewer bits, and print its word error rates."""
     from edgefuse.report import rows, terminal
-    from edgefuse.train.loop import train as run
-    from edgefuse.train.recipe import Recipe
 
     told = {name: value for name, value in recipe.items() if value is not None}
-    trained = run(speech, output, Recipe(**told), resume=resume, threads=threads, start=start)
+    scheme = _trained_for(precision, start, calibration, told)
+    if scheme and start:
+        from edgefuse.train.finetune import fine_tune
+        from edgefuse.train.recipe import FINE_TUNING
+
+        tuned = replace(FINE_TUNING, **told)
+        trained = fine_tune(start, scheme, speech, output, tuned, calibration=calibration, resume=resume, threads=threads)
+    else:
+        from edgefuse.train.loop import train as run
+        from edgefuse.train.recipe import Recipe
+
+        trained = run(speech, output, Recipe(**told), resume=resume, threads=threads, start=start)
     if as_json:
         terminal.show_json(rows.trained_json(trained))
     else:
         terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
+
+
+def _trained_for(
+    precision: str | None, start: Path | None, calibration: Path | None, told: Mapping[str, object]
+) -> Scheme | None:
+    """The scheme that a training is for, if it is a fine-tuning; a `UsageError` for what does not go together."""
+    if precision is None:
+        if calibration is not None:
+            raise UsageError("Nothing is calibrated in a training without --precision.", hint="Leave --calibration away.")
+        return None
+    scheme = _precision(precision)
+    if isinstance(scheme, str):
+        raise UsageError(f"{scheme} loses nothing that training could win back.", hint="Fine-tune for fewer bits, such as: int8")
+    if start is None:
+        raise UsageError("Fewer bits are learnt from a folded checkpoint.", hint="Name it with: --from FOLDED")
+    for option in ("preset", "norm", "vocabulary_size"):
+        if option in told:
+            name = option.partition("_")[0]
+            raise UsageError(f"--{name} is the folded checkpoint's own.", hint=f"Leave --{name} away.")
+    return scheme
 
 
 def _require_sense(audio: tuple[Path, ...], *, live: bool, microphone: bool, endpoint_silence_ms: float | None) -> None:

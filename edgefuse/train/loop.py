@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,13 +30,14 @@ from edgefuse.model import FULL, Context, Encoder, EncoderConfig
 from edgefuse.model.reestimate import reestimate
 from edgefuse.train.batches import Batch, Batches, trainable
 from edgefuse.train.features import FeatureStore, open_or_compute, read_cuts
-from edgefuse.train.module import Training, evaluate
+from edgefuse.train.module import Answer, Steps, Training, evaluate
 from edgefuse.train.pieces import learn_tokens
 from edgefuse.train.recipe import Recipe
 from edgefuse.values import Checkpoint
 from edgefuse.verify.wer import WordErrors
 
 LAST = "last.ckpt"
+TESTS = ("seen", "unseen")
 DEV_UTTERANCES = 200
 FRAMES_PER_SECOND = 100
 REESTIMATION_SECONDS = 1800.0  # of clean training speech: 45,000 encoder frames for every mean and variance
@@ -92,20 +93,28 @@ def train(
     if start:
         recipe = replace(recipe, characters_first=0.0)
     torch.set_num_threads(threads)
-    _claim(output, resume=resume)
+    require_free_run(output, resume=resume)
+    begin = checkpoint.read(start) if start else None
+    if begin and begin.config.folded:
+        raise UsageError(
+            f"{start} is folded: it has no norms left to train with.",
+            hint="Fine-tune it for fewer bits with --precision, or begin with what it was folded from.",
+        )
+    output.mkdir(parents=True, exist_ok=True)
     stores = features or speech / "features"
     corpus = load_speech(speech, "train", stores)
     tokens = learn_tokens((utterance.text for utterance in corpus.store.utterances.values()), recipe.vocabulary_size)
     corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens))
     dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
-    config, begin = recipe.encoder(len(tokens)), checkpoint.read(start) if start else None
-    training = fit(corpus, dev, output, recipe, config, tokens, begin=begin, resume=resume, precision=precision)
+    training = fit(
+        corpus, dev, output, recipe, recipe.encoder(len(tokens)), tokens, begin=begin, resume=resume, precision=precision
+    )
     encoder = finish(training, corpus, tokens)
     written = output / "checkpoint"
     written.mkdir(exist_ok=True)
     checkpoint.write(written, checkpoint.of_encoder(encoder, corpus.store.mean, corpus.store.istd, tokens.symbols))
-    errors = test(encoder, speech, stores, corpus.store, tokens)
-    _write_metrics(output, recipe, errors)
+    errors = test(encoder, speech, stores, corpus.store, tokens, CONTEXTS)
+    write_metrics(output, recipe.to_json(), errors)
     return Trained(written, errors)
 
 
@@ -126,16 +135,20 @@ def fit(
     With ``begin`` the weights start as that checkpoint's, but for a head of another vocabulary.
     """
     L.seed_everything(recipe.seed, workers=True, verbose=False)
-    batches = _EpochBatches(corpus, dev, tokens, recipe)
-    steps = recipe.epochs * batches.first_epoch_steps
+    batches = EpochBatches(corpus, dev, tokens, recipe)
     encoder = Encoder(config)
     if begin is not None:
         _begin_with(encoder, begin)
-    training = Training(encoder, tokens, recipe, steps)
-    with _quiet():
-        trainer = _trainer(output, recipe, precision, steps)
-        trainer.fit(training, datamodule=batches, ckpt_path=output / LAST if resume else None, weights_only=False)
+    training = Training(encoder, tokens, recipe, batches.steps)
+    run(training, batches, output, resume=resume, precision=precision)
     return training
+
+
+def run(training: Steps, batches: EpochBatches, output: Path, *, resume: bool, precision: Precision) -> None:
+    """Take every step, or those that are left behind ``last.ckpt``."""
+    with _quiet():
+        trainer = _trainer(output, training.recipe, precision, training.steps)
+        trainer.fit(training, datamodule=batches, ckpt_path=output / LAST if resume else None, weights_only=False)
 
 
 def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
@@ -156,6 +169,7 @@ def _trainer(output: Path, recipe: Recipe, precision: Precision, steps: int) -> 
         devices=1,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         max_epochs=recipe.epochs,
+        limit_train_batches=recipe.epoch_batches,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -186,13 +200,15 @@ def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
     return encoder.eval()
 
 
-def test(encoder: Encoder, speech: Path, stores: Path, statistics: FeatureStore, tokens: Tokens) -> dict[str, WordErrors]:
+def test(
+    answer: Answer, speech: Path, stores: Path, statistics: FeatureStore, tokens: Tokens, contexts: Iterable[str]
+) -> dict[str, WordErrors]:
     """Word errors on both test sets, of whole utterances and in chunks."""
     errors: dict[str, WordErrors] = {}
-    for name in ("seen", "unseen"):
+    for name in TESTS:
         spoken = load_speech(speech, name, stores, statistics=statistics)
         batches = spoken.batches(tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
-        errors |= {f"{name}{told}": evaluate(encoder, batches, tokens, context) for told, context in CONTEXTS.items()}
+        errors |= {f"{name}{told}": evaluate(answer, batches, tokens, CONTEXTS[told]) for told in contexts}
     return errors
 
 
@@ -218,18 +234,20 @@ def load_speech(
     return Speech(cuts, store)
 
 
-class _EpochBatches(L.LightningDataModule):
+class EpochBatches(L.LightningDataModule):
     """Training batches of the current epoch, and the development set."""
 
     def __init__(self, corpus: Speech, dev: Speech, tokens: Tokens, recipe: Recipe) -> None:
+        """The development set is normalized as the training speech is."""
         super().__init__()
         self.corpus, self.tokens, self.recipe = corpus, tokens, recipe
         self.dev = replace(dev, store=replace(dev.store, mean=corpus.store.mean, istd=corpus.store.istd))
 
     @property
-    def first_epoch_steps(self) -> int:
-        """Batches of epoch 0; the other epochs differ by a few."""
-        return len(self._batches(0))
+    def steps(self) -> int:
+        """Of the whole training, if every epoch is as long as the first; they differ by a few, unless the recipe limits them."""
+        first = len(self._batches(0))
+        return self.recipe.epochs * min(first, self.recipe.epoch_batches or first)
 
     def train_dataloader(self) -> Batches:
         """The batches of this epoch."""
@@ -288,12 +306,12 @@ def _keep_last(output: Path) -> ModelCheckpoint:
     )
 
 
-def _claim(output: Path, *, resume: bool) -> None:
+def require_free_run(output: Path, *, resume: bool) -> None:
+    """Raise an error where there is nothing to resume, or something that would be trained over."""
     if resume and not (output / LAST).is_file():
         raise MissingFile(f"There is no {output / LAST} to resume from.", hint="Leave --resume away.")
     if not resume and (output / LAST).exists():
         raise OutputExists(f"{output} holds a training already.", hint="Go on with --resume, or choose another folder.")
-    output.mkdir(parents=True, exist_ok=True)
 
 
 def _first_seconds(batches: Batches, seconds: float) -> Iterator[Batch]:
@@ -305,7 +323,8 @@ def _first_seconds(batches: Batches, seconds: float) -> Iterator[Batch]:
             return
 
 
-def _write_metrics(output: Path, recipe: Recipe, errors: dict[str, WordErrors]) -> None:
+def write_metrics(output: Path, recipe: dict[str, Any], errors: dict[str, WordErrors]) -> None:
+    """`metrics.json`."""
     rates = {name: {**asdict(e), "wer_percent": e.wer_percent} for name, e in errors.items()}
-    text = json.dumps({"recipe": recipe.to_json(), "errors": rates}, indent=2)
+    text = json.dumps({"recipe": recipe, "errors": rates}, indent=2)
     (output / "metrics.json").write_text(text + "\n", encoding="utf-8")

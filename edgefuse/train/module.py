@@ -1,15 +1,20 @@
 """The training step, as Lightning wants it.
 
-The loss is CTC over the vocabulary and, from a second head on the same frames, CTC over characters (multi-task CTC,
-Sanabria and Metze 2018). It hears characters alone at first: with word pieces in its loss an encoder stays for thousands of
+The loss of a `Training` is CTC over the vocabulary and, from a second head on the same frames, CTC over characters (multi-task
+CTC, Sanabria and Metze 2018). It hears characters alone at first: with word pieces in its loss an encoder stays for thousands of
 steps where CTC begins, with the same few words for every utterance. The second head belongs to the training and is no part
 of the checkpoint.
+
+A `FineTuning` has a teacher instead, the same encoder as it was before it lost its bits (self-distillation, Hinton et al. 2015).
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import cast
 
 import lightning as L
@@ -25,13 +30,17 @@ from edgefuse.decode.greedy import greedy_text
 from edgefuse.decode.tokens import BLANK_ID, Tokens, character_tokens
 from edgefuse.errors import TrainingDiverged
 from edgefuse.model import FULL, Context, Encoder
+from edgefuse.model.streaming import valid_frames
+from edgefuse.quantize.encoder import Rounding
 from edgefuse.train.batches import Batch
 from edgefuse.train.recipe import CHUNK_FRAMES, LEFT_FRAMES, Recipe
 from edgefuse.verify.wer import WordErrors, count_word_errors
 
+Answer = Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor]]  # as an encoder answers
 
-class Training(L.LightningModule):
-    """CTC training of an encoder, and the moving average of its weights that becomes the checkpoint.
+
+class Steps(L.LightningModule, ABC):
+    """The steps of an encoder down its loss, and the moving average of its weights that becomes the checkpoint.
 
     Every step seeds itself, from the recipe's seed and its own number: a training that was interrupted draws the same
     dropout and the same chunks as one that was not.
@@ -45,9 +54,14 @@ class Training(L.LightningModule):
         self.average = AveragedModel(encoder, multi_avg_fn=lambda a, w, n: _average_in(a, w, n, decay))
         self.average.requires_grad_(requires_grad=False)
         self._errors: list[WordErrors] = []
-        self._encoded: list[Tensor] = []
-        self.characters = nn.Linear(encoder.config.dimension, len(character_tokens()))
-        encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
+
+    @abstractmethod
+    def loss(self, batch: Batch, context: Context) -> Tensor:
+        """What a step makes smaller."""
+
+    def answer(self, encoder: Encoder, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
+        """Logits and lengths, as the encoder will answer once it is deployed."""
+        return encoder(features, lengths, context)  # type: ignore[no-any-return]
 
     @property
     def averaged(self) -> Encoder:
@@ -55,27 +69,15 @@ class Training(L.LightningModule):
         return cast("Encoder", self.average.module)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """The CTC loss per token of a batch."""
+        """The loss of a batch."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
-        context = draw_context(self.recipe, self.global_step)
-        logits, lengths = self.encoder(batch.features, batch.lengths, context)
-        share = self.recipe.character_share_at(self.global_step, self.steps)
-        loss = self._loss(batch, logits, lengths, self._encoded.pop(), share)
+        loss = self.loss(batch, draw_context(self.recipe, self.global_step))
         if not math.isfinite(float(loss.detach())):
             raise TrainingDiverged(
                 f"The loss of step {self.global_step} is {float(loss.detach())}.",
                 hint="Resume from the last epoch with a lower --learning-rate, or look for broken recordings.",
             )
         self.log("loss", loss.detach(), batch_size=len(batch.texts))
-        return loss
-
-    def _loss(self, batch: Batch, logits: Tensor, lengths: Tensor, encoded: Tensor, share: float) -> Tensor:
-        """(1 - share) CTC(vocabulary) + share CTC(characters), per token."""
-        loss = torch.zeros(())
-        if share < 1:
-            loss = (1 - share) * ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
-        if share > 0:
-            loss = loss + share * ctc_loss(self.characters(encoded), lengths, batch.characters, batch.character_lengths)
         return loss
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -88,7 +90,7 @@ class Training(L.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Count the word errors of the average."""
-        self._errors.append(batch_errors(self.averaged, batch, self.tokens))
+        self._errors.append(batch_errors(partial(self.answer, self.averaged), batch, self.tokens))
 
     def on_validation_epoch_end(self) -> None:
         """Log the word error rate."""
@@ -97,7 +99,7 @@ class Training(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine; vectors (biases, norms) do not decay."""
-        recipe, parameters = self.recipe, [*self.encoder.parameters(), *self.characters.parameters()]
+        recipe, parameters = self.recipe, [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -119,6 +121,59 @@ class Training(L.LightningModule):
         return batch.to(device)
 
 
+class Training(Steps):
+    """CTC training, of pieces and characters."""
+
+    def __init__(self, encoder: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """``steps`` is the length of the learning rate schedule."""
+        super().__init__(encoder, tokens, recipe, steps)
+        self._encoded: list[Tensor] = []
+        self.characters = nn.Linear(encoder.config.dimension, len(character_tokens()))
+        encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
+
+    def loss(self, batch: Batch, context: Context) -> Tensor:
+        """(1 - share) CTC(vocabulary) + share CTC(characters), per token."""
+        logits, lengths = self.answer(self.encoder, batch.features, batch.lengths, context)
+        share, encoded = self.recipe.character_share_at(self.global_step, self.steps), self._encoded.pop()
+        loss = torch.zeros(())
+        if share < 1:
+            loss = (1 - share) * ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
+        if share > 0:
+            loss = loss + share * ctc_loss(self.characters(encoded), lengths, batch.characters, batch.character_lengths)
+        return loss
+
+
+class FineTuning(Steps):
+    """Training of a folded encoder for the bits that it will have."""
+
+    def __init__(self, encoder: Encoder, rounding: Rounding, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """The encoder as it is now becomes the teacher."""
+        super().__init__(encoder, tokens, recipe, steps)
+        self.rounding, self.teacher = rounding, copy.deepcopy(encoder).requires_grad_(requires_grad=False)
+
+    def answer(self, encoder: Encoder, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
+        """With fewer bits."""
+        return self.rounding.answer(encoder, features, lengths, context)
+
+    def loss(self, batch: Batch, context: Context) -> Tensor:
+        """(1 - share) CTC per token + share KL(teacher || encoder) per frame."""
+        logits, lengths = self.answer(self.encoder, batch.features, batch.lengths, context)
+        share = self.recipe.teacher_share
+        loss = torch.zeros(())
+        if share < 1:
+            loss = (1 - share) * ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
+        if share > 0:
+            taught, _ = self.teacher(batch.features, batch.lengths, context)
+            loss = loss + share * divergence(taught, logits, lengths)
+        return loss
+
+
+def divergence(taught: Tensor, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Mean over all valid frames of KL(p || q), p and q the distributions of two batches of logits (B, T', V)."""
+    valid = valid_frames(lengths, logits.shape[1])
+    return F.kl_div(logits[valid].log_softmax(-1), taught[valid].log_softmax(-1), reduction="batchmean", log_target=True)
+
+
 def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
     """Mean over the batch of the negative log-likelihood per token, in float32; logits (B, T', V)."""
     log_probabilities = logits.float().log_softmax(-1).transpose(0, 1)
@@ -135,21 +190,16 @@ def draw_context(recipe: Recipe, step: int) -> Context:
 
 
 @torch.no_grad()
-def batch_errors(encoder: Encoder, batch: Batch, tokens: Tokens, context: Context = FULL) -> WordErrors:
-    """Word errors of greedy search over one batch; the encoder is in evaluation mode."""
-    logits, lengths = encoder(batch.features, batch.lengths, context)
+def batch_errors(answer: Answer, batch: Batch, tokens: Tokens, context: Context = FULL) -> WordErrors:
+    """Word errors of greedy search over one batch."""
+    logits, lengths = answer(batch.features, batch.lengths, context)
     texts = [greedy_text(row[:count].float().cpu(), tokens) for row, count in zip(logits, lengths.tolist(), strict=True)]
     return count_word_errors(batch.texts, texts)
 
 
-@torch.no_grad()
-def evaluate(encoder: Encoder, batches: Iterable[Batch], tokens: Tokens, context: Context = FULL) -> WordErrors:
-    """Word errors of greedy search over a test set, in evaluation mode; the mode is restored."""
-    was_training = encoder.training
-    encoder.eval()
-    counts = [batch_errors(encoder, batch, tokens, context) for batch in batches]
-    encoder.train(was_training)
-    return sum(counts, WordErrors(0, 0, 0, 0, 0))
+def evaluate(answer: Answer, batches: Iterable[Batch], tokens: Tokens, context: Context = FULL) -> WordErrors:
+    """Word errors of greedy search over a test set."""
+    return sum((batch_errors(answer, batch, tokens, context) for batch in batches), WordErrors(0, 0, 0, 0, 0))
 
 
 def _average_in(averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int, decay: float) -> None:
