@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -23,7 +24,7 @@ from edgefuse.errors import BadScheme
 from edgefuse.lower.sites import Site
 from edgefuse.model import FULL, Context, Encoder
 from edgefuse.model.normalization import NoNorm
-from edgefuse.quantize.graph import BITS, DYNAMIC, INT8, round_weights
+from edgefuse.quantize.graph import BITS, DYNAMIC, INT8, block_of, round_weights
 from edgefuse.quantize.observe import LEVELS, Range, scale_and_zero
 from edgefuse.quantize.plan import Plan
 from edgefuse.quantize.scheme import INNER_LINES, Scheme
@@ -45,6 +46,8 @@ def require_learnable(scheme: Scheme) -> None:
     asked = {scheme.layers, *scheme.table.values()}
     if asked == {"fp32"}:
         raise BadScheme(f"The scheme {scheme.name!r} rounds no layer.", hint="There is nothing to fine-tune for: export it.")
+    if "palette4-weights" in asked:
+        raise BadScheme("Tables of weights are not fine-tuned.", hint="Fine-tune for int4-weights.")
     if "int8-a16" in asked:
         raise BadScheme("Nothing is lost to 16 bits that training could win back.", hint="Fine-tune for int8, or just export.")
     for line in INNER_LINES:
@@ -88,7 +91,7 @@ def rounded_weights(encoder: Encoder, plan: Plan) -> dict[str, Tensor]:
     for site, precision in plan.layers.items():
         if precision != "fp32":
             name = f"{layer_of(site)}.weight"
-            weights[name] = _rounded_weight(encoder.get_parameter(name), BITS.get(precision, 8))
+            weights[name] = _rounded_weight(encoder.get_parameter(name), BITS.get(precision, 8), block_of(precision, plan))
     return weights
 
 
@@ -141,9 +144,13 @@ def _rounded_as_it_comes(x: Tensor) -> Tensor:
     return _straight_through(x, rounded)
 
 
-def _rounded_weight(weight: Tensor, bits: int) -> Tensor:
-    rounded = round_weights(weight.detach(), bits)
-    return _straight_through(weight, rounded.integers * rounded.scale.reshape(-1, *[1] * (weight.ndim - 1)))
+def _rounded_weight(weight: Tensor, bits: int, block: int) -> Tensor:
+    """A weight of as few bits as `graph.QuantizedLayer` has of it; the zeros that fill the last block up are cut off again."""
+    filled = F.pad(weight.detach(), (0, -weight.shape[1] % block)) if block else weight.detach()
+    rounded = round_weights(filled, bits, block)
+    scales = rounded.scale.reshape(len(weight), -1, 1)
+    values = (rounded.integers.reshape(len(weight), scales.shape[1], -1) * scales).reshape(filled.shape)
+    return _straight_through(weight, values[:, : weight.shape[1]])
 
 
 def _straight_through(x: Tensor, rounded: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
         if precision != "fp32":
             module = network.get_submodule(layer)
             assert isinstance(module, nn.Linear | nn.Conv2d), "a site is a layer"  # noqa: S101 - `sites_of` says so
-            bits, block = BITS.get(precision, 8), _block(precision, plan)
+            bits, block = BITS.get(precision, 8), block_of(precision, plan)
             source = Filled(module, block) if block and isinstance(module, nn.Linear) else module
             network.set_submodule(layer, QuantizedLayer(source, bits, block, dynamic=precision in DYNAMIC))
     return copied.eval().requires_grad_(requires_grad=False)
@@ -86,12 +86,13 @@ def filled(graph: nn.Module, plan: Plan) -> nn.Module:
     network = network_of(copied)
     for layer, precision in plan.layers.items():
         module = network.get_submodule(layer)
-        if isinstance(module, nn.Linear) and (block := _block(precision, plan)):
+        if isinstance(module, nn.Linear) and (block := block_of(precision, plan)):
             network.set_submodule(layer, Filled(module, block))
     return copied.eval()
 
 
-def _block(precision: LayerPrecision, plan: Plan) -> int:
+def block_of(precision: LayerPrecision, plan: Plan) -> int:
+    """How many inputs share a scale; 0: all of them."""
     return plan.block if precision in BITS else 0
 
 
