@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edgefuse.errors import ChangedBundle, NotABundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, reading
-from edgefuse_targets.programs import artifact_of, lacking, refusals_of
+from edgefuse_targets.programs import artifact_of, lacking, refusals_of, tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -103,10 +103,15 @@ def structure(artifact: Artifact) -> Structure:
     with reading(RUNTIME, artifact.path / MANIFEST):
         from coremltools.models.utils import load_spec
 
-        from edgefuse_targets.mil_structure import normalizations, operators
+        from edgefuse_targets.mil_structure import WEIGHTED, normalizations, precisions
 
         spec = load_spec(str(artifact.path))
-        return Structure(operators=dict(sorted(operators(spec).items())), normalizations=tuple(normalizations(spec)))
+        found = list(precisions(spec))
+        return Structure(
+            precisions=tally(found),
+            normalizations=tuple(normalizations(spec)),
+            weighted=tally((name, precision) for name, precision in found if name in WEIGHTED),
+        )
 
 
 def digest(package: Path) -> str:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgefuse_targets.norms import Operator
 from edgefuse_targets.norms import normalizations as normalizations_of
+from edgefuse_targets.programs import arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONSTANT = "const"
+WEIGHTED = ("linear", "conv")
 CONSTANT_EXPRESSION = "constexpr_"  # begins the names of those that decompress a weight
 
 
@@ -20,6 +22,24 @@ def operators(spec: Any) -> Counter[str]:  # noqa: ANN401 - a protobuf message; 
     """How often each operator occurs in a model specification, in all functions together, constants left out."""
     found = (operation.type for block in _blocks(spec).values() for operation in block.operations)
     return Counter(name for name in found if name != CONSTANT)
+
+
+def precisions(spec: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - see `operators`
+    """Each operator of all functions, constants left out, with what it computes with."""
+    for block in _blocks(spec).values():
+        types = {value.name: _type(value) for operation in block.operations for value in operation.outputs}
+        for operation in block.operations:
+            if operation.type != CONSTANT:
+                taken = [types[name] for argument in operation.inputs for name in _names(operation, argument) if name in types]
+                yield operation.type, arithmetic([*taken, *(_type(value) for value in operation.outputs)])
+
+
+def _type(value: Any) -> str:  # noqa: ANN401 - a protobuf message
+    """The type of a value's numbers, as NumPy calls it."""
+    from coremltools.proto.MIL_pb2 import DataType
+
+    name: str = DataType.Name(value.type.tensorType.dataType)
+    return name.lower()
 
 
 def normalizations(spec: Any) -> Iterator[str]:  # noqa: ANN401 - see `operators`
