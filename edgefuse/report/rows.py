@@ -87,7 +87,10 @@ def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
 
 def check_rows(target: str, checks: Sequence[Check]) -> list[tuple[str, ...]]:
     """One row per check, in the order of `CHECKS`."""
-    return [(target, check.name, check.measured, check.required, "passed" if check.passed else "FAILED") for check in checks]
+    from edgefuse.verify.gate import REPORTED
+
+    marks = ("" if check.required == REPORTED else "passed" if check.passed else "FAILED" for check in checks)
+    return [(target, check.name, check.measured, check.required, mark) for check, mark in zip(checks, marks, strict=True)]
 
 
 def verified_rows(verified: Verified) -> list[tuple[str, ...]]:
@@ -233,12 +236,10 @@ def next_steps(verified: Verified) -> list[str]:
     from edgefuse.verify.gate import which_layers
 
     before, quantized = _moved(verified.bundle.exports), verified.bundle.quantization
-    looks = [step for export in verified.exports if (step := which_layers(export.verdict, quantized))]
-    other = before and not _moved(verified.exports)
-    return [
-        *([f"It was exported with other bars: {_settings(before)}; give them with --bars FILE."] if other else []),
-        *looks[:1],
-    ]
+    steps = [step for export in verified.exports if (step := which_layers(export.verdict, quantized))][:1]
+    if before and not _moved(verified.exports):
+        steps.insert(0, f"It was exported with other bars, {_settings(before)}: give them with --bars FILE.")
+    return steps
 
 
 def _moved(exports: Sequence[Export]) -> dict[str, float]:

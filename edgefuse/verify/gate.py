@@ -76,7 +76,7 @@ def read_bars(path: Path) -> Mapping[str, float]:
         BadBars: it cannot be read, or says what no bar can be.
     """
     if not path.is_file():
-        raise MissingFile(f"There is no {path}.", hint="A file of bars is TOML, for example: wer_points = 1.5")
+        raise MissingFile(f"There is no file {path}.", hint="A file of bars is TOML, for example: wer_points = 1.5")
     try:
         moved = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

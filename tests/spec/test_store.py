@@ -292,7 +292,7 @@ def test_a_bundle_that_does_not_pass_is_kept_beside_its_place_and_never_in_it(
     from edgefuse_targets import reference
 
     before = store.digest_of(bundle_folder)
-    monkeypatch.setattr(reference, "structure", lambda _: Structure({"layer_norm": 1}, ("a layer_norm",)))
+    monkeypatch.setattr(reference, "structure", lambda _: Structure({"layer_norm": {"fp32": 1}}, ("a layer_norm",)))
     with pytest.raises(GateFailed, match="normalizations is 1, required 0") as caught:
         pipeline.export(whole_checkpoint, bundle_folder, order, overwrite=True)
     failed = bundle_folder.with_name("bundle.failed")
