@@ -178,7 +178,7 @@ def export(
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
-        click.echo("\n".join([*rows.streaming_lines(verified.bundle), f"Bundle: {output}"]))
+        click.echo("\n".join([*rows.moved_lines(verified), *rows.streaming_lines(verified.bundle), f"Bundle: {output}"]))
 
 
 @cli.command()

@@ -79,7 +79,7 @@ def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
                     _or_dash(export.structure.partitions, "{}"),
                     _or_dash(pace.p50_ms if pace else None, "{:.1f} ms"),
                     _or_dash(pace.baseline_ratio if pace else None, "{:.2f}"),
-                    f"{'passed' if export.verdict.passed else 'FAILED'}{', bars moved' if export.verdict.moved else ''}",
+                    f"{'passed' if export.verdict.passed else 'FAILED'}{'*' if export.verdict.moved else ''}",
                 )
             )
     return rows
@@ -229,6 +229,12 @@ def verdict_line(verified: Verified) -> str:
     now = f"; bars moved: {_settings(moved)}" if moved else ""
     then = f"; exported with {f'bars moved: {_settings(before)}' if before else 'the usual bars'}" if before != moved else ""
     return f"{told}{now}{then}"
+
+
+def moved_lines(verified: Verified) -> list[str]:
+    """Which bars are not the usual ones, if any: what the mark beside a verdict means."""
+    moved = _moved(verified.exports)
+    return [f"* bars moved: {_settings(moved)}"] if moved else []
 
 
 def next_steps(verified: Verified) -> list[str]:

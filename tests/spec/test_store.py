@@ -240,7 +240,7 @@ def test_a_bundle_reads_back_as_it_was_written(whole_bundle, order):
     assert bundle.passed
     assert bundle.exports[0].verdict.parent == store.digest_of(whole_bundle / "model.safetensors")
     assert bundle.exports[0].artifact.parent == bundle.folded
-    assert bundle.references[OFFLINE].utterances == 2
+    assert bundle.references[OFFLINE].errors.utterances == 2
     assert {golden.identity for golden in bundle.references[OFFLINE].goldens} >= {"full_offline_2000ms"}
     assert bundle.precision == order.precision
     assert {"edgefuse", "python", "torch"} <= set(bundle.tools)
