@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REPORTED = "reported only"
 FEW = 3  # names in a sentence
-NUMBERS = ("parity", "padding", "tokens", "WER")  # checks that rounding decides: of what an artifact answers, not what it is
+BY_ANSWERS = ("parity", "padding", "tokens", "WER")  # checks that rounding decides: of what an artifact answers, not what it is
 WHOLE = ("words", "partitions")  # bars that are counts
 LARGEST = 1e6  # no bar has a use beyond it
 USUAL: Mapping[str, float] = MappingProxyType({})
@@ -130,7 +130,7 @@ def which_layers(
     verdict: Verdict, quantized: Quantized | None, checkpoint: str = "CHECKPOINT", calibration: str = "SPEECH"
 ) -> str | None:
     """The command that says which layers lose most, where it helps: a quantized artifact fails by what it answers."""
-    if quantized is None or not any(not check.passed and check.name.split(",")[0] in NUMBERS for check in verdict.checks):
+    if quantized is None or not any(not check.passed and check.name.split(",")[0] in BY_ANSWERS for check in verdict.checks):
         return None
     scheme = quantized.scheme
     precision = scheme.name if SCHEMES.get(scheme.name) == scheme else "SCHEME.toml"

@@ -109,7 +109,7 @@ def _delegate(
 ) -> Delegate:
     delegate = plan.delegates[call.delegate_index]
     if delegate.id != XNNPACK:
-        return Delegate((Operator(delegate.id, (), ()),), {})
+        return Delegate((Operator(delegate.id, (), (), precision="unknown"),), {})
     graph = _xnnpack_graph(payloads[delegate.processed.index])
     values = [value["xvalue_union"] for value in graph["xvalues"]]
     tensors = [value.get("tensor_value", value) for value in values]

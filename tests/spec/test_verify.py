@@ -119,6 +119,39 @@ def test_the_structure_of_a_model_that_keeps_its_norms_is_reported_and_not_judge
     assert failed(dataclasses.replace(GOOD, snr_db=10.0), conformer, norm_free=False) == ["parity"]
 
 
+# --- layers that did not follow
+
+
+ASKED = {"conv": "fp32", "w1": "int8", "w2": "int8"}
+
+
+def layers_told(weighted, kept=None, entries=1) -> tuple[bool, str]:
+    """Whether the layers of an artifact pass that was asked to have two of int8, and in which words."""
+    inputs = {f"e{n}": () for n in range(entries)}
+    artifact = Artifact("t", Path("model.t"), "int8", inputs, {}, parent="", layers=ASKED, kept=kept or {})
+    kinds = {name: counts for name, counts in weighted.items() if name.isupper()}
+    verdict = judged(structure=Structure(kinds, (), weighted=weighted), precision="int8", artifact=artifact)
+    check = next(check for check in verdict.checks if check.name == "layers")
+    return check.passed, check.measured
+
+
+def test_a_layer_that_strayed_is_named_where_the_artifact_has_its_name_and_counted_by_operator_where_not():
+    assert layers_told({"conv": {"fp32": 1}, "w1": {"int8": 1}, "w2": {"int8": 1}}) == (True, "2 int8")
+    assert layers_told({"CONV": {"fp32": 2}, "FULL": {"int8": 4}}, entries=2) == (True, "4 int8")
+    swapped = layers_told({"conv": {"int8": 1}, "w1": {"fp32": 1}, "w2": {"int8": 1}})  # the counts are as they should be
+    assert swapped == (False, "2 int8; conv is int8, not fp32, w1 is fp32, not int8")
+    assert layers_told({"CONV": {"fp32": 1}, "FULL": {"fp32": 1, "int8": 1}}) == (
+        False,
+        "1 int8; 1 fp32 CONV, 1 fp32, 1 int8 FULL",
+    )
+
+
+def test_layers_that_are_asked_to_stay_fp32_are_told_with_the_reason_the_first_few_of_them():
+    passed, told = layers_told({"FULL": {"int8": 2}}, {**dict.fromkeys(("a", "b", "c", "d", "e"), "wide"), "f": "odd"})
+    assert passed
+    assert told == "2 int8; a, b, c and 2 more (see `kept` in edgefuse.json) stay fp32: wide; f stays fp32: odd"
+
+
 # --- how sure a difference of words is
 
 
