@@ -75,7 +75,7 @@ def deployed(program: Program, entry: Entry) -> nn.Module:
 def precision_of(taken: str, stored: str, *, widened: bool) -> str:
     """What a layer is, by the types of what it takes and of its weights; `widened` ones are made float before they are used."""
     if stored.startswith("float"):
-        return f"{NUMBERS.get(stored, stored)}{'-weights' if widened else ''}"
+        return f"{NUMBERS.get(stored, stored)}-weights" if widened else arithmetic([taken, stored])
     if stored == "int4":
         return "int4-weights"
     if taken.startswith("float"):

@@ -319,8 +319,8 @@ def test_a_quantized_program_is_near_the_float_one_and_smaller_or_refused_in_wor
     named = {layer: counts for layer, counts in structure.weighted.items() if layer in small.layers}
     assert named == {layer: {small.layers[layer]: len(asked.entries)} for layer in named}
     assert bool(named) == (small.target in NAMED)
-    products = [counts for name, counts in structure.precisions.items() if name in ("BATCH_MATMUL", "XNNBatchMatrixMultiply")]
-    assert all(set(counts) == {scheme.attention} for counts in products)
+    products = ("BATCH_MATMUL", "XNNBatchMatrixMultiply", "aten.bmm.default")  # of what is rounded, where attention is int8
+    assert {name for name in products if structure.precisions.get(name, {"fp32": 1}).keys() != {"fp32"}} == set()
     assert size(small.path) < share * size(artifact.path)
     if scheme.name != "int8-a16":  # XNNPACK has no such integers: slower than floats, which README says
         assert_one_partition(target, small)
