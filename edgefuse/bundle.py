@@ -28,13 +28,13 @@ from edgefuse.values import (
     TensorSpec,
     Verdict,
 )
-from edgefuse.verify.wer import WordErrors
+from edgefuse.verify.wer import WordErrors, total
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +77,21 @@ class Reference:
     """What the model said of the test set before it became an artifact, with the context of one mode.
 
     Attributes:
-        utterances: how many of it fit into the longest entry.
-        errors: of the checkpoint in PyTorch, float32.
+        parts: of each utterance that fits into the longest entry, the part of the test set that it belongs to.
+        words: per utterance the word errors of the checkpoint in PyTorch, float32.
         alignments: per utterance the best token of each frame, of the folded model in float64.
         goldens: utterances with every logit.
     """
 
-    utterances: int
-    errors: WordErrors
+    parts: Mapping[str, str]
+    words: Mapping[str, WordErrors]
     alignments: Mapping[str, tuple[int, ...]]
     goldens: tuple[Golden, ...]
+
+    @property
+    def errors(self) -> WordErrors:
+        """Of all utterances."""
+        return total(self.words.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class Findings:
         padded_snr_db: the same, padding is loud noise.
         agreeing_frames: frames of the test set whose best token is the reference's.
         frames: all of them.
-        errors: word errors of the artifact on the test set.
+        words: per utterance of the reference the word errors of the artifact.
         features_snr_db: the features that an artifact made of the golden samples against those of kaldi-native-fbank, both
             normalized; the worst. None where features are what it hears.
     """
@@ -107,8 +112,13 @@ class Findings:
     padded_snr_db: float
     agreeing_frames: int
     frames: int
-    errors: WordErrors
+    words: Mapping[str, WordErrors]
     features_snr_db: float | None = None
+
+    @property
+    def errors(self) -> WordErrors:
+        """Of all utterances."""
+        return total(self.words.values())
 
     @property
     def agreement_percent(self) -> float:
@@ -210,10 +220,7 @@ def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str,
         "reference": {
             "speech": bundle.speech,
             "golden": "golden",
-            "modes": {
-                mode: {"utterances": reference.utterances, "errors": dataclasses.asdict(reference.errors)}
-                for mode, reference in bundle.references.items()
-            },
+            "modes": list(bundle.references),
         },
         "artifacts": [_export_to_json(bundle.folder, export) for export in bundle.exports],
         "tools": dict(sorted(bundle.tools.items())),
@@ -239,7 +246,7 @@ def from_json(folder: Path, fields: Mapping[str, Any], tokens: tuple[str, ...], 
         fold_error=fields["plan"]["relative_error_float64"],
         speech=fields["reference"]["speech"],
         references=references,
-        exports=tuple(_export_from_json(folder, fields, export) for export in fields["artifacts"]),
+        exports=tuple(_export_from_json(folder, fields, export, references) for export in fields["artifacts"]),
         tools=fields["tools"],
     )
 
@@ -254,19 +261,30 @@ def _export_to_json(folder: Path, export: Export) -> dict[str, Any]:
         "entries": {name: _entry_to_json(artifact, name) for name in artifact.inputs},
         "structure": structure_to_json(export.structure),
         "precision": {"layers": dict(artifact.layers), "kept": dict(artifact.kept)},
-        "findings": {mode: dataclasses.asdict(findings) for mode, findings in export.findings.items()},
+        "findings": {mode: _findings_to_json(findings) for mode, findings in export.findings.items()},
         "verdict": verdict_to_json(export.verdict),
     }
+
+
+def _findings_to_json(findings: Findings) -> dict[str, Any]:
+    """What was measured; word errors by kind, of the utterances that have some: their words stand in the reference."""
+    told = {name: each.kinds for name, each in findings.words.items() if each.errors}
+    return {**measured_to_json(findings), "word_errors": told}
+
+
+def measured_to_json(findings: Findings) -> dict[str, Any]:
+    """What was measured, the words left out."""
+    return {each.name: getattr(findings, each.name) for each in dataclasses.fields(findings) if each.name != "words"}
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:
     """What is inside an artifact."""
     return {
-        "operators": dict(sorted(structure.operators.items())),
+        "precisions": {name: dict(counts) for name, counts in sorted(structure.precisions.items())},
         "normalizations": list(structure.normalizations),
         "partitions": structure.partitions,
         "outside": dict(sorted(structure.outside.items())),
-        "layers": dict(sorted(structure.layers.items())),
+        "weighted": {name: dict(counts) for name, counts in sorted(structure.weighted.items())},
     }
 
 
@@ -292,10 +310,17 @@ def _entry_to_json(artifact: Artifact, name: str) -> dict[str, Any]:
 
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
     """What the gate said."""
-    return {"passed": verdict.passed, "how": verdict.how, "checks": [dataclasses.asdict(check) for check in verdict.checks]}
+    return {
+        "passed": verdict.passed,
+        "how": verdict.how,
+        "moved_bars": dict(verdict.moved),
+        "checks": [dataclasses.asdict(check) for check in verdict.checks],
+    }
 
 
-def _export_from_json(folder: Path, bundle: Mapping[str, Any], fields: Mapping[str, Any]) -> Export:
+def _export_from_json(
+    folder: Path, bundle: Mapping[str, Any], fields: Mapping[str, Any], references: Mapping[str, Reference]
+) -> Export:
     target = fields["target"]
     artifact = Artifact(
         target=target,
@@ -309,12 +334,16 @@ def _export_from_json(folder: Path, bundle: Mapping[str, Any], fields: Mapping[s
         streaming={name: _streaming(entry["streaming"]) for name, entry in fields["entries"].items() if "streaming" in entry},
     )
     structure = Structure(**{**fields["structure"], "normalizations": tuple(fields["structure"]["normalizations"])})
-    findings = {
-        mode: Findings(**{**found, "errors": WordErrors(**found["errors"])}) for mode, found in fields["findings"].items()
-    }
+    findings = {mode: _findings(found, references[mode]) for mode, found in fields["findings"].items()}
     checks = tuple(Check(**check) for check in fields["verdict"]["checks"])
-    verdict = Verdict(target, fields["verdict"]["how"], checks, parent=fields["digest"])
+    verdict = Verdict(target, fields["verdict"]["how"], checks, parent=fields["digest"], moved=fields["verdict"]["moved_bars"])
     return Export(artifact, fields["size_bytes"], fields["digest"], structure, findings, verdict)
+
+
+def _findings(fields: Mapping[str, Any], reference: Reference) -> Findings:
+    told, none = fields["word_errors"], WordErrors(0, 0, 0, 0, 0).kinds
+    words = {name: WordErrors(**told.get(name, none), words=each.words, utterances=1) for name, each in reference.words.items()}
+    return Findings(**{name: value for name, value in fields.items() if name != "word_errors"}, words=words)
 
 
 def _specs(specs: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

@@ -64,6 +64,12 @@ def left_context_option(command: Command) -> Command:
     return click.option("--left-context-ms", type=float, default=2560, show_default=True, help=told)(command)
 
 
+def bars_option(command: Command) -> Command:
+    """`--bars`, on every command that judges a bundle."""
+    told = "Move bars of the gate: a TOML file, for example wer_points = 1.5; the verdict says so."
+    return click.option("--bars", type=PATH, metavar="FILE", help=told)(command)
+
+
 def decoding_options(command: Command) -> Command:
     """`--beam` and `--hotwords`, on every command that turns speech into text."""
     told = "Phrases to hear more readily, one a line; behind a tab perhaps their weight."
@@ -139,6 +145,7 @@ def fold(
 @output_options
 @click.option("--speech", type=PATH, help="Verify on this folder of speech instead of the shipped one.")
 @click.option("--baseline", type=PATH, metavar="CHECKPOINT", help="Time this checkpoint in turns with it; it is not kept.")
+@bars_option
 @verbose_option
 @json_option
 def export(
@@ -156,6 +163,7 @@ def export(
     overwrite: bool,
     speech: Path | None,
     baseline: Path | None,
+    bars: Path | None,
     as_json: bool,
 ) -> None:
     """Fold CHECKPOINT and make a bundle of artifacts, each verified on speech."""
@@ -165,13 +173,14 @@ def export(
     from edgefuse.report import rows, terminal
 
     shapes = _shapes(seconds, chunk_ms, left_context_ms, held=state == "held")
-    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration, _picture(precision))
+    moved, picture = _bars(bars), _picture(precision)
+    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration, moved, picture)
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
-        click.echo("\n".join([*rows.streaming_lines(verified.bundle), f"Bundle: {output}"]))
+        click.echo("\n".join([*rows.moved_lines(verified), *rows.streaming_lines(verified.bundle), f"Bundle: {output}"]))
 
 
 @cli.command()
@@ -299,20 +308,22 @@ def search(
 @click.argument("bundle", type=PATH)
 @click.option("--target", "-t", "targets", multiple=True, help="Only this one; may be given several times.")
 @click.option("--speech", type=PATH, help="The folder of speech that the bundle was exported with, if not the shipped one.")
+@bars_option
 @verbose_option
 @json_option
-def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, as_json: bool) -> None:
+def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, bars: Path | None, as_json: bool) -> None:
     """Check BUNDLE again: checksums, structure, parity, tokens and words on speech."""
     from edgefuse.pipeline import verify as run
     from edgefuse.report import rows, terminal
 
-    verified = run(bundle, targets=targets, speech=speech, tell=terminal.step)
+    verified = run(bundle, targets=targets, speech=speech, bars=_bars(bars), tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.CHECKS, rows.verified_rows(verified), title=rows.verdict_line(verified))
     if not verified.passed:
-        raise GateFailed(f"{bundle} does not pass.", hint="The checks that failed are in the table above.")
+        hints = ("The checks that failed are in the table above.", *rows.next_steps(verified))
+        raise GateFailed(f"{bundle} does not pass.", hint=" ".join(hints))
 
 
 @cli.command()
@@ -680,6 +691,13 @@ def _shape(seconds: float, chunk_ms: float | None, left_context_ms: float) -> tu
     from edgefuse.lower import Chunks
 
     return (seconds, None) if chunk_ms is None else (None, Chunks(chunk_ms, left_context_ms))
+
+
+def _bars(file: Path | None) -> Mapping[str, float]:
+    """The bars that are moved; none without a file."""
+    from edgefuse.verify.gate import USUAL, read_bars
+
+    return USUAL if file is None else read_bars(file)
 
 
 def _targets(chosen: tuple[str, ...], *, every: bool) -> tuple[str, ...]:

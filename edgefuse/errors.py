@@ -33,6 +33,7 @@
     │   └── ChangedBundle              51   a checksum that does not match
     ├── FoldInexact                    60   the fold's float64 error is above its bound
     ├── GateFailed                     61   an artifact does not pass verification
+    ├── BadBars                        62   a file of bars that cannot be used
     ├── TrainingDiverged               70   NaN loss
     ├── BadHotwords                    80   a file of hotwords that cannot be used
     └── QuantizationError
@@ -240,6 +241,12 @@ class GateFailed(EdgefuseError):
     """An artifact does not pass verification."""
 
     exit_code = 61
+
+
+class BadBars(EdgefuseError):
+    """Bars that cannot be read, or that no gate can have."""
+
+    exit_code = 62
 
 
 class TrainingDiverged(EdgefuseError):

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ from edgefuse.speech import TestSet, read_speech, shipped
 from edgefuse.target import Target, find
 from edgefuse.values import Artifact, Fold, FoldedModel, Input, Precision, Program, Quantization, Refusal
 from edgefuse.verify.examine import examine
-from edgefuse.verify.gate import judge
+from edgefuse.verify.gate import USUAL, judge, which_layers
 from edgefuse.verify.reference import refer
 from edgefuse.verify.soak import Soaked
 from edgefuse.verify.soak import soak as soak_session
@@ -60,6 +60,7 @@ class Order:
         picture: an SVG for the report, of the search that found the scheme.
         hears: what the artifacts hear: features, or samples, the front end being inside then.
         speech: the folder of the test set; the shipped one by default.
+        bars: those of the gate that are moved, as `edgefuse.verify.gate.read_bars` reads them.
         baseline: another checkpoint, say the LayerNorm Conformer that this one replaces: it is exported to the same targets,
             timed in turns with them, and not kept.
     """
@@ -72,6 +73,7 @@ class Order:
     speech: Path | None = None
     baseline: Path | None = None
     calibration: Path | None = None
+    bars: Mapping[str, float] = field(default_factory=dict)
     picture: Path | None = None
 
 
@@ -127,18 +129,27 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
             tools=versions(order.targets),
         )
         artifacts = [_export(name, target, program, draft, tell) for name, target in shelf.items()]
-        bundle = dataclasses.replace(bundle, exports=_verify(bundle, artifacts, heard, tell))
+        bundle = dataclasses.replace(bundle, exports=_verify(bundle, artifacts, heard, order.bars, tell))
         if order.picture is not None:
             shutil.copyfile(order.picture, draft / order.picture.name)
         (draft / PAGE).write_text(page(bundle, order.picture.name if order.picture else None), encoding="utf-8")
         store.write_bundle(bundle)
-        _require_passed(bundle, lambda: store.keep_failed(draft, output))
+        _require_passed(bundle, folder, order.calibration, lambda: store.keep_failed(draft, output))
     bundle = store.read_bundle(output)
     return Verified(bundle, bundle.exports, _paces(bundle, shelf, other, tell))
 
 
-def verify(folder: Path, *, targets: Sequence[str] = (), speech: Path | None = None, tell: Tell = silent) -> Verified:
+def verify(
+    folder: Path,
+    *,
+    targets: Sequence[str] = (),
+    speech: Path | None = None,
+    bars: Mapping[str, float] = USUAL,
+    tell: Tell = silent,
+) -> Verified:
     """Check a bundle again, from the bundle alone; `targets` picks some of its artifacts.
+
+    It is held against the usual bars but for those in `bars`, wherever they stood when it was exported.
 
     Raises:
         BundleError: it is not what was exported.
@@ -155,7 +166,7 @@ def verify(folder: Path, *, targets: Sequence[str] = (), speech: Path | None = N
                 hint="Name that speech with --speech DIR, or export again with: --speech DIR",
             )
         heard = hear(test_set, bundle.frontend)
-    return Verified(bundle, _verify(bundle, artifacts, heard, tell), {})
+    return Verified(bundle, _verify(bundle, artifacts, heard, bars, tell), {})
 
 
 def calibrate(
@@ -236,7 +247,9 @@ def _export(name: str, target: Target, program: Program, folder: Path, tell: Tel
         return target.export(program, folder, ARTIFACT)
 
 
-def _verify(bundle: Bundle, artifacts: Sequence[Artifact], heard: Sequence[Heard], tell: Tell) -> tuple[Export, ...]:
+def _verify(
+    bundle: Bundle, artifacts: Sequence[Artifact], heard: Sequence[Heard], bars: Mapping[str, float], tell: Tell
+) -> tuple[Export, ...]:
     """Examine and judge each artifact of a bundle."""
     exports = []
     for artifact in artifacts:
@@ -255,6 +268,7 @@ def _verify(bundle: Bundle, artifacts: Sequence[Artifact], heard: Sequence[Heard
             hears=bundle.hears,
             norm_free=not bundle.refusals,
             digest=digest,
+            bars=bars,
         )
         exports.append(Export(artifact, store.size_bytes(artifact.path), digest, structure, findings, verdict))
     return tuple(exports)
@@ -279,13 +293,15 @@ def _artifact_of(bundle: Bundle, target: str) -> Artifact:
     return held[target]
 
 
-def _require_passed(bundle: Bundle, keep: Callable[[], Path]) -> None:
+def _require_passed(bundle: Bundle, checkpoint: Path, calibration: Path | None, keep: Callable[[], Path]) -> None:
     """Raise `GateFailed`, naming the first check that does not hold, after `keep` has put the bundle aside."""
     for export in bundle.exports:
         for check in export.verdict.checks:
             if not check.passed:
+                look = which_layers(export.verdict, bundle.quantization, str(checkpoint), str(calibration))
+                every = f"edgefuse verify {keep()}"
                 raise GateFailed(
                     f"The {export.artifact.target} artifact does not pass: {check.name} is {check.measured}, "
                     f"required {check.required}.",
-                    hint=f"See every check with: edgefuse verify {keep()}",
+                    hint=f"{look}; every check with: {every}" if look else f"See every check with: {every}",
                 )

@@ -36,12 +36,16 @@ FRAME_SECONDS = 0.01  # one feature frame
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """An utterance: samples (N,) in [-1, 1], and features (T, mel_bins) as the encoder gets them, normalized; float32."""
+    """An utterance: samples (N,) in [-1, 1], and features (T, mel_bins) as the encoder gets them, normalized; float32.
+
+    `part` is the part of the test set that it belongs to.
+    """
 
     identity: str
     text: str
     samples: NDArray[np.float32]
     features: NDArray[np.float32]
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def heard_in(path: Path, frontend: Frontend, identity: str = "", text: str = "")
 
 def hear(speech: TestSet, frontend: Frontend) -> tuple[Heard, ...]:
     """Every utterance of a test set."""
-    return tuple(heard_in(u.path, frontend, u.identity, u.text) for u in speech.utterances)
+    return tuple(dataclasses.replace(heard_in(u.path, frontend, u.identity, u.text), part=u.subset) for u in speech.utterances)
 
 
 def taken(utterance: Heard | Golden, specs: Sequence[TensorSpec]) -> NDArray[np.float32]:

@@ -27,6 +27,7 @@ PLAN = "plan.json"
 TOKENS = "tokens.txt"
 GOLDEN = "golden"
 ALIGNMENTS = "alignments.json"
+WORDS = "words.json"
 LITTER = (".DS_Store",)  # what a file manager leaves behind is no part of a bundle
 
 
@@ -73,14 +74,14 @@ def read_bundle(folder: Path) -> Bundle:
     _check_files(folder, fields["files"])
     try:
         tokens = tuple((folder / TOKENS).read_text(encoding="utf-8").splitlines())
-        references = {mode: _read_reference(folder / GOLDEN / mode, each) for mode, each in fields["reference"]["modes"].items()}
+        references = {mode: _read_reference(folder / GOLDEN / mode) for mode in fields["reference"]["modes"]}
         return from_json(folder, fields, tokens, references)
     except (KeyError, TypeError, ValueError, AttributeError, BadConfig, SafetensorError) as error:
         raise NotABundle(f"{folder / MANIFEST} cannot be read: {error!r}.", hint="Export the bundle again.") from error
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    """The golden vectors of one mode, one safetensors file each, and its alignments of the whole test set."""
+    """The golden vectors of one mode, one safetensors file each, and its alignments and word errors of the whole test set."""
     folder.mkdir(parents=True)
     for number, golden in enumerate(reference.goldens):
         tensors: dict[str, NDArray[Any]] = {
@@ -93,6 +94,8 @@ def write_reference(folder: Path, reference: Reference) -> None:
         (folder / f"{number:02}.safetensors").write_bytes(save(tensors, metadata={"utterance": said}))
     alignments = {name: list(ids) for name, ids in sorted(reference.alignments.items())}
     (folder / ALIGNMENTS).write_text(json.dumps(alignments) + "\n", encoding="utf-8")
+    words = {name: {"part": reference.parts[name], "words": each.words, **each.kinds} for name, each in reference.words.items()}
+    (folder / WORDS).write_bytes(_render(words))
 
 
 def write_folded(output: Path, folded: FoldedModel, exactness: Exactness, *, overwrite: bool = False) -> None:
@@ -190,11 +193,11 @@ def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def _read_reference(folder: Path, fields: Mapping[str, Any]) -> Reference:
-    alignments = json.loads((folder / ALIGNMENTS).read_text(encoding="utf-8"))
+def _read_reference(folder: Path) -> Reference:
+    alignments, words = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (ALIGNMENTS, WORDS))
     return Reference(
-        utterances=fields["utterances"],
-        errors=WordErrors(**fields["errors"]),
+        parts={name: each.pop("part") for name, each in words.items()},
+        words={name: WordErrors(**each, utterances=1) for name, each in words.items()},
         alignments={name: tuple(ids) for name, ids in alignments.items()},
         goldens=tuple(_read_golden(path) for path in sorted(folder.glob("*.safetensors"))),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -248,19 +249,39 @@ class Structure:
     """What is inside an artifact, read from the artifact itself.
 
     Attributes:
-        operators: how often each operator occurs, in all entries, constants left out, by the runtime's own names.
+        precisions: how often each operator occurs, in all entries, constants left out, by the runtime's own names, and by what it
+            computes with: the coarsest number that it takes or makes ("int8", "fp32"); of a linear or a convolution a precision
+            of a scheme; of one that has no such number the type of what it makes ("bool").
         normalizations: each normalization found (a batch_norm, a layer_norm, a multiplication and an addition by per-channel
             constants in a row, a mean with a reciprocal root), in words; empty is what we are out for.
         partitions: delegated pieces of the entry that has most, where the runtime delegates.
         outside: operators outside every delegate, in all entries, where the runtime delegates.
-        layers: linears and convolutions of all entries by what they are in the artifact.
+        weighted: linears and convolutions of all entries, by the layer's name where the artifact has it, else by the operator's:
+            how many there are of each precision.
     """
 
-    operators: Mapping[str, int]
+    precisions: Mapping[str, Mapping[str, int]]
     normalizations: tuple[str, ...]
     partitions: int | None = None
     outside: Mapping[str, int] = field(default_factory=dict)
-    layers: Mapping[str, int] = field(default_factory=dict)
+    weighted: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def operators(self) -> Mapping[str, int]:
+        """How often each operator occurs."""
+        return {name: sum(counts.values()) for name, counts in self.precisions.items()}
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """Linears and convolutions by what they are in the artifact."""
+        return _sums(self.weighted)
+
+    @property
+    def others(self) -> Mapping[str, int]:
+        """All other operators by what they compute with."""
+        layers = self.layers
+        counts = {name: count - layers.get(name, 0) for name, count in _sums(self.precisions).items()}
+        return {name: count for name, count in counts.items() if count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,17 +303,27 @@ class Verdict:
         how: "run on this host", or "evaluated" for Core ML away from a Mac.
         checks: every check, passed or not.
         parent: digest of the artifact's bytes.
+        moved: bars that are not the usual ones, by their names in `edgefuse.verify.gate.Bars`.
     """
 
     target: str
     how: str
     checks: tuple[Check, ...]
     parent: str
+    moved: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
         """Whether every check holds."""
         return all(check.passed for check in self.checks)
+
+
+def _sums(counted: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Inner counts of all together, sorted."""
+    found: Counter[str] = Counter()
+    for counts in counted.values():
+        found.update(counts)
+    return dict(sorted(found.items()))
 
 
 def _modes(inputs: Mapping[str, tuple[TensorSpec, ...]], streaming: Mapping[str, Streaming]) -> tuple[Mode, ...]:

@@ -97,7 +97,7 @@ def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
                     _or_dash(export.structure.partitions, "{}"),
                     _or_dash(pace.p50_ms if pace else None, "{:.1f} ms"),
                     _or_dash(pace.baseline_ratio if pace else None, "{:.2f}"),
-                    "passed" if export.verdict.passed else "FAILED",
+                    f"{'passed' if export.verdict.passed else 'FAILED'}{'*' if export.verdict.moved else ''}",
                 )
             )
     return rows
@@ -105,12 +105,30 @@ def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
 
 def check_rows(target: str, checks: Sequence[Check]) -> list[tuple[str, ...]]:
     """One row per check, in the order of `CHECKS`."""
-    return [(target, check.name, check.measured, check.required, "passed" if check.passed else "FAILED") for check in checks]
+    from edgefuse.verify.gate import REPORTED
+
+    marks = ("" if check.required == REPORTED else "passed" if check.passed else "FAILED" for check in checks)
+    return [(target, check.name, check.measured, check.required, mark) for check, mark in zip(checks, marks, strict=True)]
 
 
 def verified_rows(verified: Verified) -> list[tuple[str, ...]]:
-    """The same of every artifact."""
-    return [row for export in verified.exports for row in check_rows(export.artifact.target, export.verdict.checks)]
+    """The same of every artifact, behind what it is."""
+    return [
+        row
+        for export in verified.exports
+        for row in (*_fact_rows(export), *check_rows(export.artifact.target, export.verdict.checks))
+    ]
+
+
+def _fact_rows(export: Export) -> list[tuple[str, ...]]:
+    from edgefuse.verify.gate import REPORTED, counted
+
+    target, structure = export.artifact.target, export.structure
+    found = f"linears and convolutions: {counted(structure.layers)}; other operators: {counted(structure.others)}"
+    return [
+        (target, "size", f"{export.size_bytes} bytes", REPORTED, ""),
+        (target, "precisions", found, REPORTED, ""),
+    ]
 
 
 def checks_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
@@ -153,10 +171,27 @@ def verified_json(verified: Verified) -> dict[str, Any]:
 
 
 def _mode_json(verified: Verified, export: Export, mode: str) -> dict[str, Any]:
+    from edgefuse.bundle import measured_to_json
+    from edgefuse.verify.bootstrap import LEVEL_PERCENT, differences
+
     findings, pace = export.findings[mode], verified.paces.get(export.artifact.target, {}).get(mode)
     return {
-        **dataclasses.asdict(findings),
+        **measured_to_json(findings),
+        "errors": dataclasses.asdict(findings.errors),
         "wer_percent": findings.errors.wer_percent,
+        "against_the_model": [
+            {
+                "part": each.part,
+                "utterances": each.model.utterances,
+                "words": each.model.words,
+                "errors": each.artifact.errors,
+                "model_errors": each.model.errors,
+                "changed_utterances": each.changed,
+                "points": each.points,
+                f"interval_{LEVEL_PERCENT}_percent": list(each.interval),
+            }
+            for each in differences(verified.bundle.references[mode], findings)
+        ],
         **({"p50_ms": pace.p50_ms, "baseline_ratio": pace.baseline_ratio} if pace else {}),
     }
 
@@ -223,10 +258,38 @@ def fold_line(folded: FoldedModel, exact: Exactness, output: Path) -> str:
 
 
 def verdict_line(verified: Verified) -> str:
-    """Bundle, model, precision, verdict, and how each artifact was run."""
+    """Bundle, model, precision, verdict, how each artifact was run, and against which bars where they are not the usual ones."""
     how = "; ".join(f"{export.artifact.target} {export.verdict.how}" for export in verified.exports)
-    bundle = verified.bundle
-    return f"{bundle.folder}: {bundle.config.name}, {bundle.precision}, {'passed' if verified.passed else 'FAILED'} ({how})"
+    bundle, moved, before = verified.bundle, _moved(verified.exports), _moved(verified.bundle.exports)
+    told = f"{bundle.folder}: {bundle.config.name}, {bundle.precision}, {'passed' if verified.passed else 'FAILED'} ({how})"
+    now = f"; bars moved: {_settings(moved)}" if moved else ""
+    then = f"; exported with {f'bars moved: {_settings(before)}' if before else 'the usual bars'}" if before != moved else ""
+    return f"{told}{now}{then}"
+
+
+def moved_lines(verified: Verified) -> list[str]:
+    """Which bars are not the usual ones, if any: what the mark beside a verdict means."""
+    moved = _moved(verified.exports)
+    return [f"* bars moved: {_settings(moved)}"] if moved else []
+
+
+def next_steps(verified: Verified) -> list[str]:
+    """What to do about a bundle that does not pass, apart from reading the table."""
+    from edgefuse.verify.gate import which_layers
+
+    before, quantized = _moved(verified.bundle.exports), verified.bundle.quantization
+    steps = [step for export in verified.exports if (step := which_layers(export.verdict, quantized))][:1]
+    if before and not _moved(verified.exports):
+        steps.insert(0, f"It was exported with other bars, {_settings(before)}: give them with --bars FILE.")
+    return steps
+
+
+def _moved(exports: Sequence[Export]) -> dict[str, float]:
+    return {name: value for export in exports for name, value in export.verdict.moved.items()}
+
+
+def _settings(bars: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} = {value:g}" for name, value in bars.items())
 
 
 def transcript_lines(heard: Sequence[Transcript], *, timestamps: bool = False) -> list[str]:

@@ -26,7 +26,7 @@ def examine(session: Session, artifact: Artifact, mode: Mode, bundle: Bundle, he
     """Parity on the golden vectors, tokens and words on the test set, in one mode."""
     reference, fits = bundle.references[mode.name], fit(heard, mode)
     given = {each.identity: _answer(session, artifact, mode, each) for each in fits}
-    texts = [greedy_text(given[each.identity], Tokens(bundle.tokens)) for each in fits]
+    texts = {name: greedy_text(logits, Tokens(bundle.tokens)) for name, logits in given.items()}
     agreeing, frames = agreeing_frames(reference.alignments, given)
     goldens, samples = reference.goldens, bundle.hears == "pcm"
     return Findings(
@@ -34,7 +34,7 @@ def examine(session: Session, artifact: Artifact, mode: Mode, bundle: Bundle, he
         padded_snr_db=worst_snr_db(session, artifact, mode, goldens, noise=True),
         agreeing_frames=agreeing,
         frames=frames,
-        errors=count_word_errors([each.text for each in fits], texts),
+        words={each.identity: count_word_errors([each.text], [texts[each.identity]]) for each in fits},
         features_snr_db=kaldi_snr_db(session, artifact, mode, goldens, bundle.frontend) if samples else None,
     )
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
+import tomllib
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from edgefuse.errors import BadBars, MissingFile
+from edgefuse.quantize.scheme import SCHEMES
 from edgefuse.values import FLOAT, OFFLINE, Artifact, Check, Input, Precision, Structure, Verdict
+from edgefuse.verify.bootstrap import LEVEL_PERCENT, Difference, differences
 from edgefuse.verify.structure import strangers
 
 if TYPE_CHECKING:
-    from edgefuse.bundle import Findings, Reference
+    from pathlib import Path
+
+    from edgefuse.bundle import Findings, Quantized, Reference
 
 REPORTED = "reported only"
-BECAUSE = "`kept` in edgefuse.json"  # where an artifact says why a layer is not what its scheme says
+FEW = 3  # names in a sentence
+BY_ANSWERS = ("parity", "padding", "tokens", "WER")  # checks that rounding decides: of what an artifact answers, not what it is
+WHOLE = ("words", "partitions")  # bars that are counts
+LARGEST = 1e6  # no bar has a use beyond it
+USUAL: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,29 @@ BARS: Mapping[Precision, Bars] = MappingProxyType(
 )
 
 
+def read_bars(path: Path) -> Mapping[str, float]:
+    """Bars that are to be moved: a TOML file whose keys are fields of `Bars`.
+
+    Raises:
+        MissingFile: there is none.
+        BadBars: it cannot be read, or says what no bar can be.
+    """
+    if not path.is_file():
+        raise MissingFile(f"There is no file {path}.", hint="A file of bars is TOML, for example: wer_points = 1.5")
+    try:
+        moved = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BadBars(f"{path} cannot be read: {error}.", hint="A file of bars is TOML, for example: wer_points = 1.5") from error
+    names = [bar.name for bar in fields(Bars)]
+    for name, value in moved.items():
+        if name not in names:
+            raise BadBars(f"{path}: there is no bar {name!r}.", hint=f"The bars are: {', '.join(names)}")
+        kinds, told = ((int,), "a whole number") if name in WHOLE else ((int, float), "a number")
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= LARGEST:
+            raise BadBars(f"{path} says {name} = {value!r}.", hint=f"This bar is {told} from 0 to a million.")
+    return moved
+
+
 def judge(
     structure: Structure,
     findings: Mapping[str, Findings],
@@ -68,18 +102,48 @@ def judge(
     hears: Input,
     norm_free: bool,
     digest: str,
+    bars: Mapping[str, float] = USUAL,
 ) -> Verdict:
     """Hold what was found in each mode against the bars; `norm_free` is whether every norm folded, which the structure must show.
 
-    A model that keeps norms (a LayerNorm Conformer) is exported for comparison: its structure is reported, not judged.
+    A model that keeps norms (a LayerNorm Conformer) is exported for comparison: its structure is reported, not judged. `bars` are
+    those that are moved; the verdict names them, and each of their checks says where its bar usually stands.
     """
     precision = artifact.precision
-    bars = BARS[precision]
+    usual = BARS[precision]
     if hears == "pcm" and precision == "fp16":
-        bars = replace(bars, partitions=2)
-    modes = (check for mode, found in findings.items() for check in _mode(mode, found, references[mode], bars))
-    inside = (*_structure(structure, bars, precision, required=norm_free), *_layers(artifact, structure))
-    return Verdict(artifact.target, how, (*inside, *modes), parent=digest)
+        usual = replace(usual, partitions=2)
+    moved = {name: value for name, value in bars.items() if value != getattr(usual, name)}
+
+    def checks(against: Bars) -> Iterator[Check]:
+        yield from _structure(structure, against, precision, required=norm_free)
+        yield from _layers(artifact, structure)
+        for mode, found in findings.items():
+            yield from _mode(mode, found, references[mode], against)
+
+    judged = tuple(checks(usual))
+    if moved:
+        judged = tuple(map(_marked, checks(replace(usual, **moved)), judged))  # type: ignore[arg-type]  # `read_bars` looked
+    return Verdict(artifact.target, how, judged, parent=digest, moved=moved)
+
+
+def which_layers(
+    verdict: Verdict, quantized: Quantized | None, checkpoint: str = "CHECKPOINT", calibration: str = "SPEECH"
+) -> str | None:
+    """The command that says which layers lose most, where it helps: a quantized artifact fails by what it answers."""
+    if quantized is None or not any(not check.passed and check.name.split(",")[0] in BY_ANSWERS for check in verdict.checks):
+        return None
+    scheme = quantized.scheme
+    precision = scheme.name if SCHEMES.get(scheme.name) == scheme else "SCHEME.toml"
+    ranges = ("--calibration", calibration) if scheme.calibrated else ()
+    command = ("edgefuse", "sensitivity", checkpoint, "--target", verdict.target, "--precision", precision, *ranges)
+    return f"See which layers lose most with: {shlex.join(command)}"
+
+
+def _marked(check: Check, usual: Check) -> Check:
+    if check.required == usual.required:
+        return check
+    return replace(check, required=f"{check.required} (moved; usually {usual.required})")
 
 
 def _mode(mode: str, findings: Findings, reference: Reference, bars: Bars) -> tuple[Check, ...]:
@@ -91,7 +155,7 @@ def _mode(mode: str, findings: Findings, reference: Reference, bars: Bars) -> tu
         _at_least(f"parity{behind}", findings.snr_db, bars.snr_db),
         _at_least(f"padding{behind}", findings.padded_snr_db, bars.snr_db),
         _tokens(f"tokens{behind}", findings, agreement),
-        _words(f"WER{behind}", findings, reference, bars),
+        *(_words(behind, difference, bars) for difference in differences(reference, findings)),
     )
 
 
@@ -116,16 +180,46 @@ def _layers(artifact: Artifact, structure: Structure) -> tuple[Check, ...]:
     asked: Counter[str] = Counter(precision for precision in artifact.layers.values() if precision != "fp32")
     wanted = {name: count * len(artifact.inputs) for name, count in sorted(asked.items())}
     found = {name: count for name, count in sorted(structure.layers.items()) if name not in FLOAT}
-    kept = f"; {len(artifact.kept)} stay float, see {BECAUSE}" if artifact.kept else ""
-    return (Check("layers", f"{_counted(found)}{kept}", _counted(wanted), found == wanted),)
+    strays = tuple(_strays(artifact, structure))
+    followed = found == wanted and not strays
+    why = "" if followed else _some(strays, "weighted") or _by_operator(structure)
+    told = "; ".join(filter(None, (counted(found), why, *_kept(artifact.kept))))
+    return (Check("layers", told, counted(wanted), followed),)
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def _strays(artifact: Artifact, structure: Structure) -> Iterator[str]:
+    """Each layer with a name in the artifact that is not what it is asked to be."""
+    for layer, counts in structure.weighted.items():
+        asked = artifact.layers.get(layer)
+        if asked is not None and (others := [precision for precision in counts if precision != asked]):
+            yield f"{layer} is {' and '.join(others)}, not {asked}"
+
+
+def _by_operator(structure: Structure) -> str:
+    """Where the layers have no names: what there is of each kind of operator."""
+    kinds = [kind for kind in structure.weighted if kind in structure.precisions]
+    return ", ".join(f"{counted(structure.weighted[kind])} {kind}" for kind in kinds)
+
+
+def _kept(kept: Mapping[str, str]) -> Iterator[str]:
+    """Which layers are asked to be fp32 in spite of the scheme, by reason."""
+    for reason in dict.fromkeys(kept.values()):
+        layers = [layer for layer, because in kept.items() if because == reason]
+        yield f"{_some(layers, 'kept')} {'stay' if len(layers) > 1 else 'stays'} fp32: {reason}"
+
+
+def _some(names: Sequence[str], where: str) -> str:
+    more = f" and {len(names) - FEW} more (see `{where}` in edgefuse.json)" if len(names) > FEW else ""
+    return f"{', '.join(names[:FEW])}{more}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts as a sentence has them."""
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
 
 
 def _at_least(name: str, measured_db: float, required_db: float) -> Check:
-    return Check(name, f"{measured_db:.1f} dB", f">= {required_db:.0f} dB", measured_db >= required_db)
+    return Check(name, f"{measured_db:.1f} dB", f">= {required_db:g} dB", measured_db >= required_db)
 
 
 def _tokens(name: str, findings: Findings, required_percent: float) -> Check:
@@ -134,13 +228,24 @@ def _tokens(name: str, findings: Findings, required_percent: float) -> Check:
     return Check(name, measured, f">= {required_percent} %", passed)
 
 
-def _words(name: str, findings: Findings, reference: Reference, bars: Bars) -> Check:
-    words = max(1, reference.errors.words)
-    apart = abs(findings.errors.errors - reference.errors.errors)
-    points = 100.0 * apart / words
+def _words(behind: str, difference: Difference, bars: Bars) -> Check:
+    """The whole test set is judged by the difference itself; its parts, and the interval, say what that is worth."""
+    words = max(1, difference.model.words)
+    within = max(bars.wer_points, 100.0 * bars.words / words)
     measured = (
-        f"{100.0 * findings.errors.errors / words:.2f} %, model {100.0 * reference.errors.errors / words:.2f} %, "
-        f"{reference.utterances} utterances"
+        f"{100.0 * difference.artifact.errors / words:.2f} %, model {100.0 * difference.model.errors / words:.2f} %; "
+        f"{_spread(difference)}; {difference.model.utterances} utterances"
+        f"{'' if difference.tells(within) else ', too few to tell'}"
     )
-    told = f"within {bars.wer_points} points" + (f" or {bars.words} word" if bars.words else "")
-    return Check(name, measured, told, points <= bars.wer_points or apart <= bars.words)
+    if difference.part:
+        return Check(f"WER, {difference.part}{behind}", measured, REPORTED, passed=True)
+    plural = "word" if bars.words == 1 else "words"
+    told = f"within {bars.wer_points} points" + (f" or {bars.words} {plural}" if bars.words else "")
+    return Check(f"WER{behind}", measured, told, abs(difference.points) <= within)
+
+
+def _spread(difference: Difference) -> str:
+    if not difference.changed:
+        return "as many errors in each utterance"
+    low, high = difference.interval
+    return f"{difference.points:+.2f} points, {LEVEL_PERCENT} % within {low:+.2f} .. {high:+.2f}"

@@ -35,13 +35,13 @@ def refer(checkpoint: Checkpoint, folded: FoldedModel, frontend: Frontend, heard
         raise UsageError("No utterance of the speech fits into the longest entry.", hint="Ask for more with --seconds.")
     original, exact = encoder_of(checkpoint), encoder_of(folded.checkpoint, torch.float64)
     tokens = Tokens(checkpoint.tokens)
-    texts = [greedy_text(logits_of(original, each.features, context), tokens) for each in fits]
+    texts = {each.identity: greedy_text(logits_of(original, each.features, context), tokens) for each in fits}
     logits = {each.identity: _finite(logits_of(exact, each.features, context), each.identity) for each in fits}
     chosen = _spread(sorted(fits, key=lambda each: each.features.shape[0]), MOST_GOLDENS)
     goldens = [Golden(each.identity, each.text, each.samples, each.features, logits[each.identity]) for each in chosen]
     return Reference(
-        utterances=len(fits),
-        errors=count_word_errors([each.text for each in fits], texts),
+        parts={each.identity: each.part for each in fits},
+        words={each.identity: count_word_errors([each.text], [texts[each.identity]]) for each in fits},
         alignments={identity: tuple(answer.argmax(axis=-1).tolist()) for identity, answer in logits.items()},
         goldens=(*goldens, *(_full(exact, frontend, fits, name, specs, mode) for name, specs in mode.inputs.items())),
     )

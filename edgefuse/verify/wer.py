@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -25,6 +25,11 @@ class WordErrors:
         return self.substitutions + self.deletions + self.insertions
 
     @property
+    def kinds(self) -> dict[str, int]:
+        """Each kind."""
+        return {"substitutions": self.substitutions, "deletions": self.deletions, "insertions": self.insertions}
+
+    @property
     def wer_percent(self) -> float:
         """Errors per hundred reference words; it can exceed 100. NaN without reference words."""
         return 100.0 * self.errors / self.words if self.words else float("nan")
@@ -38,6 +43,11 @@ class WordErrors:
             self.words + other.words,
             self.utterances + other.utterances,
         )
+
+
+def total(errors: Iterable[WordErrors]) -> WordErrors:
+    """Counts of several test sets, or utterances, together."""
+    return sum(errors, WordErrors(0, 0, 0, 0, 0))
 
 
 def count_word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:

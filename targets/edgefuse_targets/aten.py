@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from edgefuse_targets.norms import Operator, normalizations
-from edgefuse_targets.programs import deployed, precision_of
+from edgefuse_targets.programs import arithmetic, deployed, precision_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +29,7 @@ GETITEM = "getitem"
 WEIGHTED = ("aten.linear.default", "aten.conv2d.default")
 DEQUANTIZE = "quantized_decomposed.dequantize"
 BLOCKWISE = f"{DEQUANTIZE}_per_channel_group.default"
+NETWORK = "network."  # where the network is in a graph with a front end
 EIGHT_BITS = 127  # the largest integer of a weight
 IDLE = ("aten._assert_tensor_metadata.default",)  # checks of what the tracer saw; without a result
 
@@ -40,6 +41,7 @@ class Graph:
     Attributes:
         inputs: names of the values that the caller brings, in order.
         constants: values that are known.
+        stored: under which names they stand in the file.
         steps: what is computed, in order: {"name", "operator", "arguments", "keywords"}.
         outputs: names of the values that the caller gets, in order.
     """
@@ -47,38 +49,56 @@ class Graph:
     name: str
     inputs: tuple[str, ...]
     constants: Mapping[str, Tensor]
+    stored: Mapping[str, str]
     steps: tuple[Mapping[str, Any], ...]
     outputs: tuple[str, ...]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Answer once."""
+        values = self._values(inputs)
+        return [values[name] for name in self.outputs]
+
+    def _values(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
+        """Everything that is computed on the way to an answer."""
         values: dict[str, Any] = {**self.constants, **dict(zip(self.inputs, inputs, strict=True))}
         with torch.inference_mode():
             for step in self.steps:
                 arguments, keywords = _decoded(step["arguments"], values), _decoded(step["keywords"], values)
                 values[step["name"]] = _operator(step["operator"])(*arguments, **keywords)
-        return [values[name] for name in self.outputs]
+        return values
 
-    def operators(self) -> Iterator[str]:
-        """The names of the operators, as often as they occur."""
-        return (step["operator"] for step in self.steps if step["operator"] != GETITEM)
+    def operators(self, inputs: Sequence[Tensor]) -> Iterator[Operator]:
+        """Each operator with what it computes with, which shows when the graph answers to `inputs`.
 
-    def layers(self) -> Iterator[str]:
-        """What each linear and convolution is: a precision of a scheme, or a float type."""
-        makers = {step["name"]: step for step in self.steps}
+        PyTorch computes with floats between rounded values; a linear or a convolution has the name of how it is rounded.
+        """
+        values, makers = self._values(inputs), {step["name"]: step for step in self.steps}
+        types = {name: str(value.dtype).removeprefix("torch.") for name, value in values.items() if isinstance(value, Tensor)}
         for step in self.steps:
+            read = tuple(_references([step["arguments"], step["keywords"]]))
             if step["operator"] in WEIGHTED:
-                taken, weights = (makers.get(name, {}) for name in list(_references(step["arguments"]))[:2])
-                yield self._layer(taken.get("operator", ""), weights)
+                precision = self._rounding(makers.get(read[0], {}), makers.get(read[1], {}), types[read[1]])
+            else:
+                precision = arithmetic([types[name] for name in (*read, step["name"]) if name in types])
+            if step["operator"] != GETITEM:
+                yield Operator(step["operator"], read, (step["name"],), precision=precision)
 
-    def _layer(self, taken: str, weights: Mapping[str, Any]) -> str:
+    def layer(self, operator: Operator) -> str:
+        """The name of a linear or a convolution, which is that of its weights; the operator's where they are computed."""
+        weights = operator.inputs[1]
+        maker = next((step for step in self.steps if step["name"] == weights), None)
+        if maker is not None and maker["operator"].startswith(DEQUANTIZE):
+            weights = next(_references(maker["arguments"]))
+        _, _, path = self.stored.get(str(weights), "").partition("/")
+        return path.removeprefix(NETWORK).rpartition(".")[0] or operator.name
+
+    def _rounding(self, taken: Mapping[str, Any], weights: Mapping[str, Any], given: str) -> str:
         if not weights.get("operator", "").startswith(DEQUANTIZE):
-            return "fp32"
+            return precision_of(given, given, widened=False)
         most = weights["arguments"][4 if weights["operator"] == BLOCKWISE else 5]
         bits = 4 if most < EIGHT_BITS else 8
-        static, dynamic = taken == f"{DEQUANTIZE}_per_tensor.default", taken == f"{DEQUANTIZE}_per_tensor.tensor"
-        stored, given = f"int{bits}", "int8" if static else "float32"
-        return precision_of(given, stored, widened=not dynamic)
+        static, dynamic = (taken.get("operator") == f"{DEQUANTIZE}_per_tensor.{kind}" for kind in ("default", "tensor"))
+        return precision_of("int8" if static else "float32", f"int{bits}", widened=not dynamic)
 
     def normalizations(self) -> Iterator[str]:
         """Each normalization of the graph, in words."""
@@ -112,7 +132,7 @@ def _graph(name: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     for step in fields["steps"]:
         _operator(step["operator"])
     constants = {value: tensors[stored] for value, stored in fields["constants"].items()}
-    return Graph(name, tuple(fields["inputs"]), constants, tuple(fields["steps"]), tuple(fields["outputs"]))
+    return Graph(name, tuple(fields["inputs"]), constants, fields["constants"], tuple(fields["steps"]), tuple(fields["outputs"]))
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from edgefuse.errors import ChangedBundle, NotABundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, reading
-from edgefuse_targets.programs import artifact_of, lacking, plan_of, refusals_of, unable
+from edgefuse_targets.programs import artifact_of, lacking, plan_of, refusals_of, tally, unable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -112,13 +112,14 @@ def structure(artifact: Artifact) -> Structure:
     with reading(RUNTIME, artifact.path / MANIFEST):
         from coremltools.models.utils import load_spec
 
-        from edgefuse_targets.mil_structure import layers, normalizations, operators
+        from edgefuse_targets.mil_structure import WEIGHTED, normalizations, precisions
 
         spec = load_spec(str(artifact.path))
+        found = list(precisions(spec))
         return Structure(
-            operators=dict(sorted(operators(spec).items())),
+            precisions=tally(found),
             normalizations=tuple(normalizations(spec)),
-            layers=dict(sorted(layers(spec).items())),
+            weighted=tally((name, precision) for name, precision in found if name in WEIGHTED),
         )
 
 

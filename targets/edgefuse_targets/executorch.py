@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edgefuse.errors import ChangedBundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, quiet, reading
-from edgefuse_targets.programs import artifact_of, deployed, lacking, refusals_of, unable
+from edgefuse_targets.programs import artifact_of, deployed, lacking, refusals_of, tally, unable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,17 +85,17 @@ def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the p
 def structure(artifact: Artifact) -> Structure:
     """Operators inside and outside the delegates, of all methods together; delegates of the method that has most of them."""
     with reading(RUNTIME, artifact.path):
-        from edgefuse_targets.pte import Method, methods
+        from edgefuse_targets.pte import WEIGHTED, Method, methods
 
         read: Sequence[Method] = methods(artifact.path.read_bytes())
         outside = Counter(operator.name for method in read for operator in method.outside)
-        inside = Counter(operator.name for method in read for graph in method.delegates for operator in graph.operators)
+        found = [(operator.name, operator.precision) for method in read for operator in method.operators()]
         return Structure(
-            operators=dict(sorted((inside + outside).items())),
+            precisions=tally(found),
             normalizations=tuple(words for method in read for words in method.normalizations()),
             partitions=max(len(method.delegates) for method in read),
             outside=dict(sorted(outside.items())),
-            layers=dict(sorted(Counter(layer for method in read for layer in method.layers()).items())),
+            weighted=tally((name, precision) for name, precision in found if name in WEIGHTED),
         )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 from edgefuse_targets.norms import Operator, normalizations
-from edgefuse_targets.programs import precision_of
+from edgefuse_targets.programs import arithmetic, precision_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,17 +22,18 @@ BUILTINS = {code: name for name, code in vars(schema.BuiltinOperator).items() if
 TYPES = {code: name for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 STILL_CONSTANT = frozenset({"CAST", "DEQUANTIZE", "RESHAPE", "TRANSPOSE"})  # of a constant they make a constant
+LAYER = re.compile(r"\d+/([a-z]\w*(?:\.\w+)+);?")  # how `tflite_quantize` names what a layer makes
 SUBGRAPHS = 8  # where a model's vtable has the offset of its subgraphs
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One signature's graph."""
+    """One signature's graph; `layers` are its linears and convolutions: their names, or the operator's, and their precisions."""
 
     name: str
     operators: tuple[Operator, ...]
     constants: Mapping[int | str, tuple[int, ...]]
-    layers: tuple[str, ...]
+    layers: tuple[tuple[str, str], ...]
 
     def normalizations(self) -> Iterator[str]:
         """Each normalization of the graph, in words."""
@@ -71,24 +73,33 @@ def _graph(model: Any, name: str, graph: Any) -> Graph:  # noqa: ANN401 - genera
         for index, tensor in enumerate(graph.tensors)
         if tensor.shape is not None and model.buffers[tensor.buffer].data is not None
     }
+    types: dict[int | str, str] = {index: TYPES[tensor.type].lower() for index, tensor in enumerate(graph.tensors)}
+    widened: dict[int | str, str] = {}
     operators = []
     for node in graph.operators:
         operator = _operator(model, graph, node)
-        operators.append(operator)
+        operators.append(replace(operator, precision=_precision(operator, types, widened)))
+        if operator.name == "DEQUANTIZE":
+            widened[operator.outputs[0]] = types[operator.inputs[0]]
         if operator.name in STILL_CONSTANT and operator.inputs[0] in constants:
             constants |= {index: tuple(int(size) for size in graph.tensors[index].shape) for index in node.outputs}
-    return Graph(name, tuple(operators), constants, tuple(_layers(graph, operators)))
+    layers = ((_layer(graph, each), each.precision) for each in operators if each.name in WEIGHTED)
+    return Graph(name, tuple(operators), constants, tuple(layers))
 
 
-def _layers(graph: Any, operators: Sequence[Operator]) -> Iterator[str]:  # noqa: ANN401 - see `_graph`
-    """What each linear and convolution is: a precision of a scheme, or a float type."""
-    types: dict[int | str, str] = {index: TYPES[tensor.type].lower() for index, tensor in enumerate(graph.tensors)}
-    widened = {operator.outputs[0]: types[operator.inputs[0]] for operator in operators if operator.name == "DEQUANTIZE"}
-    for each in operators:
-        if each.name in WEIGHTED:
-            taken, weights = (types[index] for index in each.inputs[:2])
-            stored = widened.get(each.inputs[1], weights)
-            yield precision_of(taken, stored, widened=stored != weights)
+def _layer(graph: Any, operator: Operator) -> str:  # noqa: ANN401 - see `_graph`
+    """The name of a linear or a convolution, where what it makes has it; else the operator's."""
+    named = LAYER.fullmatch(graph.tensors[operator.outputs[0]].name.decode())
+    return named[1] if named else operator.name
+
+
+def _precision(operator: Operator, types: Mapping[int | str, str], widened: Mapping[int | str, str]) -> str:
+    """What an operator computes with; `widened` are the types that tensors had before they were made float."""
+    if operator.name not in WEIGHTED:
+        return arithmetic([types[index] for index in (*operator.inputs, *operator.outputs)])
+    taken, weights = (types[index] for index in operator.inputs[:2])
+    stored = widened.get(operator.inputs[1], weights)
+    return precision_of(taken, stored, widened=stored != weights)
 
 
 def _operator(model: Any, graph: Any, node: Any) -> Operator:  # noqa: ANN401 - see `_graph`

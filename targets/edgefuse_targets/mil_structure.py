@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgefuse_targets.norms import Operator
 from edgefuse_targets.norms import normalizations as normalizations_of
-from edgefuse_targets.programs import precision_of
+from edgefuse_targets.programs import arithmetic, precision_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +24,19 @@ def operators(spec: Any) -> Counter[str]:  # noqa: ANN401 - a protobuf message; 
     return Counter(name for name in found if name != CONSTANT)
 
 
+def precisions(spec: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - see `operators`
+    """Each operator of all functions, constants left out, with what it computes with."""
+    for block in _blocks(spec).values():
+        types = {value.name: _type(value) for operation in block.operations for value in operation.outputs}
+        layers = _layers(block.operations)
+        for operation in block.operations:
+            if operation.type in WEIGHTED:
+                yield operation.type, next(layers)
+            elif operation.type != CONSTANT:
+                taken = [types[name] for argument in operation.inputs for name in _names(operation, argument) if name in types]
+                yield operation.type, arithmetic([*taken, *(_type(value) for value in operation.outputs)])
+
+
 def normalizations(spec: Any) -> Iterator[str]:  # noqa: ANN401 - see `operators`
     """Each normalization of a model specification, in words."""
     for function, block in _blocks(spec).items():
@@ -31,11 +44,6 @@ def normalizations(spec: Any) -> Iterator[str]:  # noqa: ANN401 - see `operators
         shapes = {name: _shape(operation) for name, operation in constants.items()}
         graph = [_operator(operation, constants) for operation in block.operations if not _is_constant(operation)]
         yield from normalizations_of(function, graph, shapes)
-
-
-def layers(spec: Any) -> Counter[str]:  # noqa: ANN401 - see `operators`
-    """What the linears and convolutions of a model specification are: precisions of a scheme, or float types."""
-    return Counter(words for block in _blocks(spec).values() for words in _layers(block.operations))
 
 
 def _layers(operations: Sequence[Any]) -> Iterator[str]:

@@ -28,12 +28,14 @@ class Operator:
         inputs: the values that it reads.
         outputs: the values that it writes.
         depthwise_taps: size of the kernel where the operator is a depthwise convolution, else 0.
+        precision: what it computes with, as `edgefuse.values.Structure` tells it.
     """
 
     name: str
     inputs: tuple[int | str, ...]
     outputs: tuple[int | str, ...]
     depthwise_taps: int = 0
+    precision: str = ""
 
 
 def normalizations(where: str, operators: Sequence[Operator], constants: Mapping[int | str, tuple[int, ...]]) -> Iterator[str]:

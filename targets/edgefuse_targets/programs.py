@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from edgefuse.values import FLOAT, PRECISIONS, Artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Entry, Program
 
 
-FLOATS = {"float32": "fp32", "float16": "fp16"}
+NUMBERS = {"int4": "int4", "int8": "int8", "int16": "int16", "float16": "fp16", "float32": "fp32"}  # the coarsest first
 
 
 def lacking(packages: Mapping[str, str]) -> list[str]:
@@ -74,12 +75,25 @@ def deployed(program: Program, entry: Entry) -> nn.Module:
 def precision_of(taken: str, stored: str, *, widened: bool) -> str:
     """What a layer is, by the types of what it takes and of its weights; `widened` ones are made float before they are used."""
     if stored.startswith("float"):
-        return FLOATS.get(stored, stored)
+        return f"{NUMBERS.get(stored, stored)}-weights" if widened else arithmetic([taken, stored])
     if stored == "int4":
         return "int4-weights"
     if taken.startswith("float"):
         return f"{stored}-{'weights' if widened else 'dynamic'}"
     return {"int8": stored, "int16": f"{stored}-a16"}.get(taken, f"{stored} by {taken}")
+
+
+def arithmetic(types: Sequence[str]) -> str:
+    """What an operator computes with: the coarsest number among the types of what it takes and makes; else the last of them."""
+    return next((told for kind, told in NUMBERS.items() if kind in types), types[-1] if types else "unknown")
+
+
+def tally(found: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """How often each precision occurs beside each name, sorted."""
+    counts: dict[str, Counter[str]] = {}
+    for name, precision in found:
+        counts.setdefault(name, Counter())[precision] += 1
+    return {name: dict(sorted(each.items())) for name, each in sorted(counts.items())}
 
 
 def artifact_of(program: Program, target: str, path: Path) -> Artifact:

@@ -14,32 +14,33 @@ from executorch.exir._serialize._flatbuffer import _flatc_decompile
 from executorch.exir._serialize._program import deserialize_pte_binary
 
 from edgefuse_targets.norms import Operator, normalizations
-from edgefuse_targets.programs import precision_of
+from edgefuse_targets.programs import arithmetic, precision_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 XNNPACK = "XnnpackBackend"
 WEIGHTED = ("XNNFullyConnected", "XNNConv2d", "XNNDepthwiseConv2d")
-TYPES = {  # of XNNPACK's values; what is quantized as it comes (qd) is float before
+AS_IT_COMES = "xnn_datatype_qdint8"  # what a dynamic linear takes: float until just before
+TYPES = {  # of XNNPACK's values
     "xnn_datatype_fp32": "float32",
     "xnn_datatype_fp16": "float16",
     "xnn_datatype_qint8": "int8",
-    "xnn_datatype_qdint8": "float32",
+    AS_IT_COMES: "int8",
     "xnn_datatype_qcint8": "int8",
     "xnn_datatype_qcint4": "int4",
     "xnn_datatype_qbint4": "int4",
 }
+SCALARS = {"FLOAT": "float32", "HALF": "float16", "CHAR": "int8"}  # of ExecuTorch's tensors
 INTERNAL = 2**32 - 1  # the external id of a value that stays inside the delegate
 
 
 @dataclass(frozen=True, slots=True)
 class Delegate:
-    """One XNNPACK graph: its operators, the shapes of the constants that they read, and what its linears and convolutions are."""
+    """One XNNPACK graph: its operators, and the shapes of the constants that they read."""
 
     operators: tuple[Operator, ...]
     constants: Mapping[int | str, tuple[int, ...]]
-    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,10 @@ class Method:
     outside: tuple[Operator, ...]
     constants: Mapping[int | str, tuple[int, ...]]
 
-    def layers(self) -> Iterator[str]:
-        """What each linear and convolution of the delegates is: a precision of a scheme, or a float type."""
-        return (layer for delegate in self.delegates for layer in delegate.layers)
+    def operators(self) -> Iterator[Operator]:
+        """Inside and outside the delegates."""
+        yield from (operator for delegate in self.delegates for operator in delegate.operators)
+        yield from self.outside
 
     def normalizations(self) -> Iterator[str]:
         """Each normalization of the method, in words."""
@@ -75,7 +77,9 @@ def _method(plan: Any, payloads: Sequence[bytes]) -> Method:  # noqa: ANN401 - e
     }
     calls = [instruction.instr_args for chain in plan.chains for instruction in chain.instructions]
     outside = [
-        Operator(_kernel(plan.operators[call.op_index]), tuple(call.args[:-1]), tuple(call.args[-1:]))
+        Operator(
+            _kernel(plan.operators[call.op_index]), tuple(call.args[:-1]), tuple(call.args[-1:]), precision=_computes(plan, call)
+        )
         for call in calls
         if hasattr(call, "op_index")
     ]
@@ -92,6 +96,12 @@ def _kernel(operator: Any) -> str:  # noqa: ANN401 - see `_method`
     return f"{operator.name}.{operator.overload}" if operator.overload else str(operator.name)
 
 
+def _computes(plan: Any, call: Any) -> str:  # noqa: ANN401 - see `_method`
+    """What a kernel of ExecuTorch computes with."""
+    types = (getattr(plan.values[index].val, "scalar_type", None) for index in call.args)
+    return arithmetic([SCALARS.get(each.name, each.name.lower()) for each in types if each is not None])
+
+
 def _delegate(
     plan: Any,  # noqa: ANN401 - see `_method`
     call: Any,  # noqa: ANN401 - see `_method`
@@ -100,7 +110,7 @@ def _delegate(
 ) -> Delegate:
     delegate = plan.delegates[call.delegate_index]
     if delegate.id != XNNPACK:
-        return Delegate((Operator(delegate.id, (), ()),), {})
+        return Delegate((Operator(delegate.id, (), (), precision="unknown"),), {})
     graph = _xnnpack_graph(payloads[delegate.processed.index])
     values = [value["xvalue_union"] for value in graph["xvalues"]]
     tensors = [value.get("tensor_value", value) for value in values]
@@ -109,19 +119,21 @@ def _delegate(
         external = tensor["external_id"]
         if tensor["constant_buffer_idx"] or (external != INTERNAL and call.args[external] in outer):
             constants[tensor["id_out"]] = tuple(tensor["dims"])
-    types = {tensor["id_out"]: TYPES.get(tensor["datatype"], tensor["datatype"]) for tensor in tensors}
-    layers = (node["xnode_union"] for node in graph["xnodes"] if node["xnode_union_type"] in WEIGHTED)
-    found = tuple(precision_of(types[each["input1_id"]], types[each["filter_id"]], widened=False) for each in layers)
-    return Delegate(tuple(_xnnpack_operator(node) for node in graph["xnodes"]), constants, found)
+    types = {tensor["id_out"]: tensor["datatype"] for tensor in tensors}
+    return Delegate(tuple(_xnnpack_operator(node, types) for node in graph["xnodes"]), constants)
 
 
-def _xnnpack_operator(node: Mapping[str, Any]) -> Operator:
+def _xnnpack_operator(node: Mapping[str, Any], types: Mapping[int, str]) -> Operator:
     name, fields = node["xnode_union_type"], node["xnode_union"]
     ids = {field: value for field, value in fields.items() if field.endswith("_id")}
     inputs = tuple(value for field, value in ids.items() if not field.startswith("output"))
     outputs = tuple(value for field, value in ids.items() if field.startswith("output"))
     taps = fields["kernel_height"] * fields["kernel_width"] if name == "XNNDepthwiseConv2d" else 0
-    return Operator(name, inputs, outputs, taps)
+    told = {value: TYPES.get(types[value], types[value]) for value in (*inputs, *outputs) if value in types}
+    if name in WEIGHTED:
+        taken = "float32" if types[fields["input1_id"]] == AS_IT_COMES else told[fields["input1_id"]]
+        return Operator(name, inputs, outputs, taps, precision_of(taken, told[fields["filter_id"]], widened=False))
+    return Operator(name, inputs, outputs, taps, arithmetic([*told.values()]))
 
 
 def _xnnpack_graph(payload: bytes) -> dict[str, Any]:

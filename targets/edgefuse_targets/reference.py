@@ -6,13 +6,12 @@ code: an operator is a name in PyTorch's own `aten` namespace, an argument a num
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from edgefuse.errors import ChangedBundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, reading
-from edgefuse_targets.programs import artifact_of, holding, refusals_of, unable
+from edgefuse_targets.programs import artifact_of, holding, refusals_of, tally, unable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,12 +73,18 @@ def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the p
 
 
 def structure(artifact: Artifact) -> Structure:
-    """Operators of all entries together; nothing delegates."""
+    """Operators of all entries together, as they answer to zeros; nothing delegates."""
+    import torch
+
+    from edgefuse_targets.aten import WEIGHTED
+
     read = _graphs(artifact)
+    zeros = {entry: [torch.zeros(spec.shape) for spec in specs] for entry, specs in artifact.inputs.items()}
+    found = [(graph, operator) for name, graph in read.items() for operator in graph.operators(zeros[name])]
     return Structure(
-        operators=dict(sorted(Counter(operator for graph in read.values() for operator in graph.operators()).items())),
+        precisions=tally((operator.name, operator.precision) for _, operator in found),
         normalizations=tuple(words for graph in read.values() for words in graph.normalizations()),
-        layers=dict(sorted(Counter(layer for graph in read.values() for layer in graph.layers()).items())),
+        weighted=tally((graph.layer(operator), operator.precision) for graph, operator in found if operator.name in WEIGHTED),
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edgefuse.errors import ChangedBundle
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, quiet, reading
-from edgefuse_targets.programs import artifact_of, holding, lacking, refusals_of, unable
+from edgefuse_targets.programs import artifact_of, holding, lacking, refusals_of, tally, unable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -98,11 +98,11 @@ def structure(artifact: Artifact) -> Structure:
         read = graphs(content)
         taken = [delegation(content, number) for number in range(len(read))]
         return Structure(
-            operators=dict(sorted(Counter(operator.name for graph in read for operator in graph.operators).items())),
+            precisions=tally((operator.name, operator.precision) for graph in read for operator in graph.operators),
             normalizations=tuple(words for graph in read for words in graph.normalizations()),
             partitions=max(partitions for partitions, _ in taken),
             outside=dict(sorted(sum((outside for _, outside in taken), Counter()).items())),
-            layers=dict(sorted(Counter(layer for graph in read for layer in graph.layers).items())),
+            weighted=tally(layer for graph in read for layer in graph.layers),
         )
 
 

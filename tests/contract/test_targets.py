@@ -23,6 +23,7 @@ from edgefuse.fold import fold
 from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
 from edgefuse.lower import Chunks, DeploymentGraph, lower
+from edgefuse.lower.sites import sites_of
 from edgefuse.model import Context
 from edgefuse.quantize import graph as graphs
 from edgefuse.quantize.observe import observe
@@ -40,6 +41,7 @@ SHORT, LONG = "offline_640ms", "offline_1280ms"
 WIDE = {"layers": 1, "feed_forward": 2048}  # so wide that the weights outweigh what a file says about its graph
 SHAPES = {"features": (1, 64, 80), "length": (1,), "logits": (1, 16, 29)}
 LEAST_DB = {"fp32": 90.0, "fp16": 40.0}
+NAMED = ("reference", "tflite")  # whose artifacts have the names of quantized layers
 QUANTIZED = [  # a scheme, how near the float64 graph it must be, and the share of the float artifact's size
     (SCHEMES["int8"], 18.0, 0.75),
     (dataclasses.replace(SCHEMES["int8"], attention="int8", clipping="minmax"), 18.0, 0.75),
@@ -295,6 +297,8 @@ def test_fp16_is_within_its_bar_and_smaller(target: Target, artifact: Artifact, 
     session = target.open(half)
     assert min(snr_db(entry, session, 13) for entry in program.entries) >= LEAST_DB["fp16"]
     assert size(half.path) < 0.7 * size(artifact.path)
+    (stored,) = target.structure(half).layers
+    assert stored in ("fp16", "fp16-weights")
     assert_one_partition(target, half, beside=("_to_dim_order_copy",))
 
 
@@ -311,10 +315,16 @@ def test_a_quantized_program_is_near_the_float_one_and_smaller_or_refused_in_wor
     for entry in asked.entries:
         assert least_db < snr_db(entry, session, entry.outputs[0].shape[1]) < LEAST_DB["fp32"]
     wanted = Counter(small.layers.values())
-    found = target.structure(small).layers
+    structure = target.structure(small)
+    found = structure.layers
     assert {name: count for name, count in found.items() if name not in FLOAT} == {
         name: count * len(asked.entries) for name, count in wanted.items() if name != "fp32"
     }
+    named = {layer: counts for layer, counts in structure.weighted.items() if layer in small.layers}
+    assert named == {layer: {small.layers[layer]: len(asked.entries)} for layer in named}
+    assert bool(named) == (small.target in NAMED)
+    products = ("BATCH_MATMUL", "XNNBatchMatrixMultiply", "aten.bmm.default")  # of what is rounded, where attention is int8
+    assert {name for name in products if structure.precisions.get(name, {"fp32": 1}).keys() != {"fp32"}} == set()
     assert size(small.path) < share * size(artifact.path)
     if scheme.name != "int8-a16":  # XNNPACK has no such integers: slower than floats, which README says
         assert_one_partition(target, small)
@@ -384,11 +394,13 @@ def test_the_same_program_gives_the_same_bytes_in_another_process(name: str, art
 
 
 def test_a_folded_encoder_has_no_norm_and_is_one_partition_where_the_runtime_delegates(
-    target: Target, artifact: Artifact
+    target: Target, artifact: Artifact, program: Program
 ) -> None:
     structure = target.structure(artifact)
     assert structure.normalizations == ()
     assert sum(structure.operators.values()) > 20
+    assert structure.layers == {"fp32": len(sites_of(program.entries[0].graph)) * len(program.entries)}
+    assert set(structure.others) <= {"fp32", "bool"}
     assert_one_partition(target, artifact)
 
 

@@ -152,6 +152,13 @@ COMMANDS = {
     "nothing_to_estimate": ["fold", "HERE/folded", "--reestimate", "HERE/speech", "-o", "HERE/new"],
     "other_speech": ["verify", "HERE/bundle"],
     "target_not_in_the_bundle": ["verify", "HERE/bundle", "-t", "coreml"],
+    "bars_missing": ["verify", "HERE/bundle", "--bars", "HERE/no.toml"],
+    "bars_no_toml": ["verify", "HERE/bundle", "--bars", "HERE/diary/entry.txt"],
+    "bars_a_folder": ["verify", "HERE/bundle", "--bars", "HERE/diary"],
+    "bars_unknown": ["verify", "HERE/bundle", "--bars", "HERE/unknown.toml"],
+    "bars_no_number": ["export", "HERE/checkpoint", "-t", "reference", "--bars", "HERE/nan.toml", "-o", "HERE/new"],
+    "bars_negative": ["verify", "HERE/bundle", "--bars", "HERE/negative.toml"],
+    "bars_of_another_type": ["verify", "HERE/bundle", "--bars", "HERE/half.toml"],
     "no_artifact": ["transcribe", "HERE/bundle/model.pte", "HERE/hello.wav"],
     "a_file_that_is_no_artifact": ["transcribe", "HERE/bundle/tokens.txt", "HERE/hello.wav"],
     "no_recording": ["transcribe", "HERE/bundle"],
@@ -183,6 +190,9 @@ COMMANDS = {
 }
 
 
+BARS = {"unknown": "snr = 20", "nan": "wer_points = nan", "negative": "agreement_percent = -1.0", "half": "words = 1.5"}
+
+
 def must_be_refused(command, golden, here, capsys):
     """Word for word, and nothing was lost, nothing was left behind."""
     before = sorted(here.rglob("*"))
@@ -206,6 +216,8 @@ def here(checkpoint_folder, bundle_folder, speech, tmp_path):
     (tmp_path / "diary" / "entry.txt").write_text("Dear diary\n")
     shutil.copytree(speech, tmp_path / "speech")
     (tmp_path / "rooms.txt").write_text("kitchen\nliving room\t0.8\n")
+    for name, line in BARS.items():
+        (tmp_path / f"{name}.toml").write_text(f"{line}\n")
     (tmp_path / "much.txt").write_text("kitchen\nanna\tmuch\n")
     (tmp_path / "empty.txt").write_text("\n")
     torch.save({"ctc.weight": torch.zeros(2, 2)}, tmp_path / "bare.pt")

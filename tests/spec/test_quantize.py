@@ -296,8 +296,10 @@ def test_a_bundle_says_what_every_layer_is_and_the_gate_looks_it_up(bundle, cali
     assert set(made.artifact.layers.values()) == {"int8", "fp32"}
     assert set(made.artifact.kept) == {"subsampling.conv1"}
     assert made.structure.layers["int8"] == sum(each == "int8" for each in made.artifact.layers.values())
+    assert set(made.structure.weighted) == set(made.artifact.layers)
     again = read_bundle(bundle.folder)
     assert again.exports[0].artifact == made.artifact
+    assert again.exports[0].structure == made.structure
     assert again.quantization == bundle.quantization
     assert again.quantization.calibration == read_speech(calibration).digest
 
@@ -306,11 +308,45 @@ def test_a_layer_that_did_not_follow_its_scheme_fails_the_gate(bundle):
     from edgefuse.verify.gate import judge
 
     (made,) = bundle.exports
-    fewer = dataclasses.replace(made.structure, layers={**made.structure.layers, "int8": made.structure.layers["int8"] - 1})
+    astray = {**made.structure.weighted, "blocks.1.macaron.w2": {"fp32": 1}}
     verdict = judge(
-        fewer, made.findings, bundle.references, artifact=made.artifact, how="run", hears="features", norm_free=True, digest=""
+        dataclasses.replace(made.structure, weighted=astray),
+        made.findings,
+        bundle.references,
+        artifact=made.artifact,
+        how="run",
+        hears="features",
+        norm_free=True,
+        digest="",
     )
-    assert [check.name for check in verdict.checks if not check.passed] == ["layers"]
+    (check,) = (check for check in verdict.checks if not check.passed)
+    assert check.name == "layers"
+    assert "blocks.1.macaron.w2 is fp32, not int8" in check.measured
+    assert "subsampling.conv1 stays fp32: its features are fp32 in the scheme" in check.measured
+
+
+def test_a_quantized_bundle_that_does_not_pass_names_the_command_that_finds_its_layers(order, calibration, tmp_path):
+    moved = dataclasses.replace(order, bars={"snr_db": 120.0})
+    with pytest.raises(errors.GateFailed, match=r"parity is .* required >= 120 dB \(moved; usually >= 20 dB\)") as caught:
+        export(FUSIONFORMER, tmp_path / "out", moved)
+    command = f"edgefuse sensitivity {FUSIONFORMER} --target reference --precision int8 --calibration {calibration}"
+    every = f"edgefuse verify {tmp_path / 'out.failed'}"
+    assert caught.value.hint == f"See which layers lose most with: {command}; every check with: {every}"
+
+
+def test_the_command_that_finds_layers_is_for_numbers_and_asks_for_speech_only_where_a_scheme_does(bundle):
+    from edgefuse.bundle import Quantized
+    from edgefuse.values import Check, Verdict
+    from edgefuse.verify.gate import which_layers
+
+    def told(check, quantized):
+        return which_layers(Verdict("tflite", "run", (Check(check, "", "", passed=False),), ""), quantized)
+
+    named, own = bundle.quantization, Quantized(Scheme("mine", "fp32", {"*.w1": "int8-weights"}), "")
+    command = "edgefuse sensitivity CHECKPOINT --target tflite --precision"
+    assert told("tokens, stream_640ms", named) == f"See which layers lose most with: {command} int8 --calibration SPEECH"
+    assert told("WER", own) == f"See which layers lose most with: {command} SCHEME.toml"
+    assert told("partitions", named) is told("parity", None) is None
 
 
 def test_the_same_order_gives_the_same_bytes(bundle, order, tmp_path):

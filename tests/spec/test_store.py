@@ -240,7 +240,7 @@ def test_a_bundle_reads_back_as_it_was_written(whole_bundle, order):
     assert bundle.passed
     assert bundle.exports[0].verdict.parent == store.digest_of(whole_bundle / "model.safetensors")
     assert bundle.exports[0].artifact.parent == bundle.folded
-    assert bundle.references[OFFLINE].utterances == 2
+    assert bundle.references[OFFLINE].errors.utterances == 2
     assert {golden.identity for golden in bundle.references[OFFLINE].goldens} >= {"full_offline_2000ms"}
     assert bundle.precision == order.precision
     assert {"edgefuse", "python", "torch"} <= set(bundle.tools)
@@ -292,7 +292,7 @@ def test_a_bundle_that_does_not_pass_is_kept_beside_its_place_and_never_in_it(
     from edgefuse_targets import reference
 
     before = store.digest_of(bundle_folder)
-    monkeypatch.setattr(reference, "structure", lambda _: Structure({"layer_norm": 1}, ("a layer_norm",)))
+    monkeypatch.setattr(reference, "structure", lambda _: Structure({"layer_norm": {"fp32": 1}}, ("a layer_norm",)))
     with pytest.raises(GateFailed, match="normalizations is 1, required 0") as caught:
         pipeline.export(whole_checkpoint, bundle_folder, order, overwrite=True)
     failed = bundle_folder.with_name("bundle.failed")
