@@ -316,7 +316,7 @@ def _norm(source: nn.Module) -> nn.Module:
         return _ChannelsLastBatchNorm(source)
     assert isinstance(source, LayerNorm), "a norm is one of three"  # noqa: S101 - `edgefuse.model.layers` makes no other
     absorbed = bool((source.weight == 1).all() and (source.bias == 0).all())
-    norm = _LayerNorm(source.normalized_shape, eps=source.eps, elementwise_affine=not absorbed)  # type: ignore[arg-type]
+    norm = _LayerNorm(source.normalized_shape, eps=source.eps, elementwise_affine=not absorbed)
     if not absorbed:
         norm.load_state_dict(source.state_dict())
     return norm
