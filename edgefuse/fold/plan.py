@@ -72,8 +72,8 @@ def _layer_norm(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -
     problem = _not_before(consumers, modules, graph)
     if problem is None:
         yield Fold(f"{site}{AFFINE}", tuple(str(c.target) for c in consumers), "affine before")
-    also = f", its gain and shift neither: {problem}" if problem else ""
-    yield Refusal(site, f"a LayerNorm computes mean and variance of each frame when it runs; no constant can replace it{also}")
+    stays = "a LayerNorm computes mean and variance of each frame when it runs; no constant can replace it"
+    yield Refusal(site, f"{stays}; its gain and shift stay too, because {problem}" if problem else stays)
 
 
 def _batch_norm(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -> Fold | Refusal:

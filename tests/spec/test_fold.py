@@ -144,7 +144,7 @@ class NormThen(nn.Module):
 def test_a_gain_before_anything_but_linears_of_their_own_stays(also):
     (site,) = plan_norms(NormThen(also), torch.randn(2, 4, 4))
     assert isinstance(site, Refusal)
-    assert "its gain and shift neither" in site.reason
+    assert "its gain and shift stay too" in site.reason
 
 
 def test_the_plan_names_every_norm_of_the_model(fusionformer):
