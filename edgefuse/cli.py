@@ -58,6 +58,12 @@ def output_options(command: Command) -> Command:
     return click.option("-o", "--output", type=PATH, required=True, help="The folder to write; it must not exist.")(command)
 
 
+def precision_option(command: Command) -> Command:
+    """`--precision`, on every command that exports."""
+    told = f"{', '.join(PRECISIONS[:-1])}, or a scheme file."
+    return click.option("--precision", metavar="NAME|FILE", default="fp32", show_default=True, help=told)(command)
+
+
 def left_context_option(command: Command) -> Command:
     """`--left-context-ms`, beside every `--chunk-ms`."""
     told = "The past that a chunk sees."
@@ -125,9 +131,7 @@ def fold(
 @click.argument("checkpoint", type=PATH)
 @click.option("--target", "-t", "targets", multiple=True, help="See `edgefuse targets`; may be given several times.")
 @click.option("--all", "every", is_flag=True, help="Every target.")
-@click.option(
-    "--precision", metavar="NAME|FILE", default="fp32", show_default=True, help=f"{', '.join(PRECISIONS[:-1])}, or a scheme file."
-)
+@precision_option
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance; may be given several times.  [default: 5.12]")
 @click.option("--chunk-ms", type=float, help="Stream, in chunks of so long; with --seconds, both in one artifact.")
@@ -476,6 +480,7 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 
 @cli.command()
 @click.option("--preset", default="small", show_default=True, help="tiny, small or base.")
+@precision_option
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance.  [default: 5.12, without --chunk-ms]")
 @click.option("--chunk-ms", type=float, help="Time chunks of so long.")
 @left_context_option
@@ -487,6 +492,7 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 @json_option
 def bench(
     preset: str,
+    precision: str,
     seconds: tuple[float, ...],
     chunk_ms: float | None,
     left_context_ms: float,
@@ -496,14 +502,18 @@ def bench(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Time a FusionFormer, folded and not, against the LayerNorm Conformer, in turns, on this host."""
+    """Time a FusionFormer, folded and not, against the LayerNorm Conformer, in turns, on this host.
+
+    With fewer bits than fp32, time the folded one and the Conformer in turns with themselves in fp32.
+    """
     chosen = _targets(targets, every=every)
     from edgefuse.bench import Routine, compare
     from edgefuse.report import rows, terminal
 
     lengths, chunks = _shapes(seconds, chunk_ms, left_context_ms)
     routine = Routine(rounds=rounds, threads=threads)
-    measured = compare(preset, chosen, routine, seconds=lengths, chunks=chunks, tell=terminal.step)
+    asked = _precision(precision)
+    measured = compare(preset, chosen, routine, precision=asked, seconds=lengths, chunks=chunks, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.comparisons_json(measured))
     else:

@@ -52,14 +52,14 @@ class Fold:
     """One site of the plan that is folded.
 
     Attributes:
-        site: the module that disappears, or the constant.
+        site: the module that disappears, or the constants that do.
         into: the layers (or parameters) that absorb it.
         rule: which equation of `edgefuse.fold.algebra` applies.
     """
 
     site: str
     into: tuple[str, ...]
-    rule: Literal["norm after", "norm before", "half step", "embedding scale", "query", "key bias"]
+    rule: Literal["norm after", "norm before", "affine before", "half step", "embedding scale", "query", "key bias"]
 
 
 @dataclass(frozen=True, slots=True)

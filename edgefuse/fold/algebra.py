@@ -14,7 +14,7 @@ class Weights(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """What a batch norm is in evaluation: y = scale * x + shift, per channel."""
+    """What a batch norm is in evaluation, and what a layer norm ends with: y = scale * x + shift, per channel."""
 
     scale: Tensor
     shift: Tensor

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgefuse.checkpoint import ISTD, MEAN, assemble, encoder_of
 from edgefuse.fold.algebra import Affine, Weights, affine, norm_after, norm_before, scaled, shifted
-from edgefuse.fold.plan import plan
+from edgefuse.fold.plan import AFFINE, plan
 from edgefuse.model.config import EncoderConfig
 from edgefuse.model.normalization import EPSILON
 from edgefuse.values import Checkpoint, Fold, FoldedModel, Refusal
@@ -46,6 +46,15 @@ def _norm_before(weights: dict[str, Tensor], site: Fold, _: EncoderConfig) -> No
         _put(weights, name, norm_before(norm, _layer(weights, name)))
 
 
+def _affine_before(weights: dict[str, Tensor], site: Fold, _: EncoderConfig) -> None:
+    """The layer norm stays, with the gain 1 and the shift 0."""
+    name = site.site.removesuffix(AFFINE)
+    gamma, beta = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    for layer in site.into:
+        _put(weights, layer, norm_before(Affine(gamma, beta), _layer(weights, layer)))
+    weights[f"{name}.weight"], weights[f"{name}.bias"] = torch.ones_like(gamma), torch.zeros_like(beta)
+
+
 def _half_step(weights: dict[str, Tensor], site: Fold, _: EncoderConfig) -> None:
     for name in site.into:
         _put(weights, name, scaled(_layer(weights, name), HALF))
@@ -75,6 +84,7 @@ _RULES: Mapping[str, Callable[[dict[str, Tensor], Fold, EncoderConfig], None]] =
     {
         "norm after": _norm_after,
         "norm before": _norm_before,
+        "affine before": _affine_before,
         "half step": _half_step,
         "embedding scale": _embedding_scale,
         "query": _query,
@@ -85,6 +95,7 @@ EQUATIONS: Mapping[str, str] = MappingProxyType(
     {
         "norm after": "W' = diag(s) W, b' = s b + t",
         "norm before": "W' = W diag(s), b' = b + W t",
+        "affine before": "W' = W diag(gamma), b' = b + W beta; the norm goes on with gamma = 1, beta = 0",
         "half step": "W' = W / 2, b' = b / 2",
         "embedding scale": "W' = sqrt(d) W, b' = sqrt(d) b",
         "query": "W' = W / sqrt(d_k), b' = (b + u) / sqrt(d_k)",

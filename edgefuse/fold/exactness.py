@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import FoldInexact
+from edgefuse.fold.plan import AFFINE
 from edgefuse.model import SUBSAMPLING, Encoder
 from edgefuse.model.attention import Attention
 from edgefuse.values import Checkpoint, Fold, FoldedModel
 
 BOUND = 1e-10  # relative; what is observed is about 1e-14
+Seen = dict[str, tuple[tuple[Tensor, ...], Tensor]]  # by path of a module: what it takes, and what it gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,14 @@ def exactness(checkpoint: Checkpoint, folded: FoldedModel, features: Tensor, len
     after = encoder_of(folded.checkpoint, torch.float64)
     features = features.double()
     layers = [] if checkpoint.config.folded else _absorbing(folded)
-    seen, handles = _watch(before, layers)
+    norms = _norms_before(folded)
+    seen, handles = _watch(before, {_pair(name) for name in layers} | {norms[name] for name in layers if name in norms})
     with torch.no_grad():
         wanted, valid = before(features, lengths)
         got, _ = after(features, lengths)
         for handle in handles:
             handle.remove()
-        sites = {name: _site_error(name, seen[_pair(name)], before, after) for name in layers}
+        sites = {name: _site_error(name, norms.get(name), seen, before, after) for name in layers}
     frames = torch.arange(wanted.shape[1]) < valid[:, None]
     return Exactness(sites, _relative(wanted[frames], got[frames]))
 
@@ -78,23 +81,28 @@ def _pair(layer: str) -> str:
     return layer.rpartition(".")[0]
 
 
-def _watch(
-    model: nn.Module, layers: list[str]
-) -> tuple[dict[str, tuple[tuple[Tensor, ...], Tensor]], list[torch.utils.hooks.RemovableHandle]]:
-    """Record what goes into each layer-and-norm pair and what comes out."""
-    seen: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
+def _norms_before(folded: FoldedModel) -> dict[str, str]:
+    """The layer norm of each layer that absorbed the gain of one."""
+    affine = [site for site in folded.plan if isinstance(site, Fold) and site.rule == "affine before"]
+    return {layer: site.site.removesuffix(AFFINE) for site in affine for layer in site.into}
+
+
+def _watch(model: nn.Module, paths: set[str]) -> tuple[Seen, list[torch.utils.hooks.RemovableHandle]]:
+    """Record what goes into each module and what comes out."""
+    seen: Seen = {}
 
     def recorder(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a hook
         return lambda _module, inputs, output: seen.__setitem__(name, (inputs, output))
 
-    pairs = {_pair(name) for name in layers}
-    return seen, [model.get_submodule(pair).register_forward_hook(recorder(pair)) for pair in pairs]
+    return seen, [model.get_submodule(path).register_forward_hook(recorder(path)) for path in paths]
 
 
-def _site_error(layer: str, seen: tuple[tuple[Tensor, ...], Tensor], before: Encoder, after: Encoder) -> float:
-    """The folded layer on the very input of the layer and norm that it replaces."""
-    inputs, output = seen
-    return _relative(_with_constants(layer, output, before), after.get_submodule(_pair(layer))(*inputs))
+def _site_error(layer: str, norm: str | None, seen: Seen, before: Encoder, after: Encoder) -> float:
+    """The folded layer on the very input of the layer and norm that it replaces; `norm` is one before it that stays."""
+    (x, *rest), output = seen[_pair(layer)]
+    if norm is not None:
+        x = after.get_submodule(norm)(*seen[norm][0])
+    return _relative(_with_constants(layer, output, before), after.get_submodule(_pair(layer))(x, *rest))
 
 
 def _with_constants(layer: str, output: Tensor, model: Encoder) -> Tensor:

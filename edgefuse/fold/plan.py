@@ -20,6 +20,7 @@ from edgefuse.values import Fold, Refusal
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)  # noqa: SLF001 - the one common base of BatchNorm1d and 2d
 MOVES = ("permute", "transpose")  # methods that only move axes
+AFFINE = ".affine"  # behind the name of a layer norm: its gain and its shift
 PROBE_FRAMES = 16  # feature frames to trace with: enough for four encoder frames
 
 
@@ -34,9 +35,14 @@ class _Tracer(fx.Tracer):
 
 
 def plan(encoder: Encoder) -> tuple[Fold | Refusal, ...]:
-    """Every site of an encoder: its norms in the order in which they run, then its constant factors."""
+    """Every site of an encoder: its norms in the order in which they run, then its constant factors.
+
+    A folded encoder comes out of the fold as it went in: what is left in it stays.
+    """
     features = torch.zeros(1, PROBE_FRAMES, encoder.config.mel_bins, dtype=encoder.ctc.weight.dtype)
     norms = plan_norms(encoder, features, torch.tensor([PROBE_FRAMES]), FULL)
+    if encoder.config.folded:
+        return tuple(site for site in norms if isinstance(site, Refusal))
     return (*norms, *_constants(encoder))
 
 
@@ -50,13 +56,28 @@ def plan_norms(model: nn.Module, *example: object) -> tuple[Fold | Refusal, ...]
     ShapeProp(traced).propagate(*example)
     modules = dict(model.named_modules())
     nodes = [node for node in graph.nodes if node.op == "call_module" and isinstance(modules[node.target], NORMS)]
-    return tuple(_judge(node, modules, graph) for node in nodes)
+    return tuple(site for node in nodes for site in _judge(node, modules, graph))
 
 
-def _judge(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -> Fold | Refusal:
+def _judge(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -> Iterator[Fold | Refusal]:
+    if isinstance(modules[str(node.target)], nn.LayerNorm):
+        yield from _layer_norm(node, modules, graph)
+    else:
+        yield _batch_norm(node, modules, graph)
+
+
+def _layer_norm(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -> Iterator[Fold | Refusal]:
+    """A layer norm stays; its gain and shift are those of the layers behind it, where only linears take it."""
+    site, consumers = str(node.target), list(node.users)
+    problem = _not_before(consumers, modules, graph)
+    if problem is None:
+        yield Fold(f"{site}{AFFINE}", tuple(str(c.target) for c in consumers), "affine before")
+    stays = "a LayerNorm computes mean and variance of each frame when it runs; no constant can replace it"
+    yield Refusal(site, f"{stays}; its gain and shift stay too, because {problem}" if problem else stays)
+
+
+def _batch_norm(node: fx.Node, modules: dict[str, nn.Module], graph: fx.Graph) -> Fold | Refusal:
     site, norm = str(node.target), modules[str(node.target)]
-    if isinstance(norm, nn.LayerNorm):
-        return Refusal(site, "a LayerNorm computes mean and variance of each frame when it runs; no constant can replace it")
     layer = _layer_behind(node, norm, modules)
     if layer is not None:
         problem = _not_after(layer, node, modules, graph)
@@ -100,6 +121,8 @@ def _not_before(consumers: list[fx.Node], modules: dict[str, nn.Module], graph: 
             return "zeros are padded after the norm and before a convolution; folding would shift the edge"
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             return f"it stands before the convolution {consumer.target}; only linears absorb a norm in front of them"
+        if module is not None and not isinstance(module, nn.Linear) and len(consumers) == 1:
+            return f"it stands before {consumer.target}, which cannot absorb it"
         if not isinstance(module, nn.Linear):
             return "it stands on the residual stream: its output is the skip path as well, which has no weights to absorb it"
         if twice := _used_twice(str(consumer.target), modules, graph):

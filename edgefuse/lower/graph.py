@@ -27,7 +27,7 @@ from edgefuse.model.attention import Attention
 from edgefuse.model.config import SUBSAMPLING_HISTORY
 from edgefuse.model.fusionformer import Block, Convolution, FeedForward, Subsampling
 from edgefuse.model.layers import NormedConv2d, NormedLinear
-from edgefuse.model.normalization import BatchNorm, NoNorm
+from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm
 from edgefuse.model.streaming import Context, positions_within
 
 HIDDEN = 10_000.0  # subtracted from the score of a hidden key: exp(-10000) is zero, and the value fits fp16
@@ -305,7 +305,7 @@ class _ChannelsLastBatchNorm(nn.Module):
 
 
 class _LayerNorm(nn.LayerNorm):
-    """A layer norm, over (1, T, C)."""
+    """A layer norm, over (1, T, C); without gain and shift where the layers behind it have absorbed them."""
 
 
 def _norm(source: nn.Module) -> nn.Module:
@@ -314,8 +314,11 @@ def _norm(source: nn.Module) -> nn.Module:
         return nn.Identity()
     if isinstance(source, BatchNorm):
         return _ChannelsLastBatchNorm(source)
-    norm = _LayerNorm(source.normalized_shape, eps=source.eps)  # type: ignore[arg-type]
-    norm.load_state_dict(source.state_dict())
+    assert isinstance(source, LayerNorm), "a norm is one of three"  # noqa: S101 - `edgefuse.model.layers` makes no other
+    absorbed = bool((source.weight == 1).all() and (source.bias == 0).all())
+    norm = _LayerNorm(source.normalized_shape, eps=source.eps, elementwise_affine=not absorbed)
+    if not absorbed:
+        norm.load_state_dict(source.state_dict())
     return norm
 
 

@@ -464,6 +464,8 @@ def comparisons_json(measured: Sequence[Comparison]) -> list[dict[str, Any]]:
     """The same for programs, with every sample."""
     return [
         {
+            "preset": comparison.preset,
+            "precision": comparison.precision,
             "target": comparison.target,
             "mode": comparison.mode.name,
             "ratios": [
@@ -481,11 +483,11 @@ def _bar(row: Row | None) -> str:
 
 
 def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, Row | None, Comparison]]:
-    from edgefuse.bench.compare import PAIRS, ROWS
+    from edgefuse.bench.compare import ROWS, pairs
 
-    bars = {(row.target, row.streaming, row.name, row.to): row for row in ROWS}
     for comparison in measured:
-        for name, to in PAIRS:
+        bars = {(row.target, row.streaming, row.name, row.to): row for row in ROWS.get(comparison.preset, ())}
+        for name, to in pairs(comparison.precision):
             if {name, to} <= set(comparison.samples.latency_ns):
                 bar = bars.get((comparison.target, comparison.mode.streaming is not None, name, to))
                 yield name, to, comparison.samples.ratio(name, to), bar, comparison

@@ -118,8 +118,8 @@ def _require_all(plan: Plan, found: set[str]) -> None:
     if changed := [layer for layer, precision in plan.layers.items() if precision != "fp32" and layer not in found]:
         raise Refused(
             f"LiteRT's converter has changed the weights of {len(changed)} layers, {changed[0]} for one: "
-            "it moves the gain of a LayerNorm into the layer behind it.",
-            hint="Leave them fp32 in a scheme file, or quantize a model whose norms fold.",
+            "it moves the gain of a LayerNorm into the layer behind it where the fold has not.",
+            hint="Fold the checkpoint again, or leave them fp32 in a scheme file.",
         )
 
 

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from edgefuse.bench import Routine, Row, Samples, interleave
+from edgefuse.bench import Comparison, Routine, Row, Samples, compare, interleave
 from edgefuse.bench.plain import plain_entry
 from edgefuse.checkpoint import encoder_of
+from edgefuse.errors import Refused
 from edgefuse.lower.graph import StreamingGraph
+from edgefuse.pipeline import silent
+from edgefuse.quantize.scheme import SCHEMES
+from edgefuse.report import rows
+from edgefuse.values import Mode
 
 
 def test_every_contender_is_measured_once_in_every_round_after_the_warm_up():
@@ -55,3 +60,24 @@ def test_a_bar_is_a_most_or_a_least():
     assert not Row("tflite", streaming=True, name="a", to="b", bar=0.9).kept(0.91)
     assert Row("tflite", streaming=True, name="a", to="b", bar=0.7, least=True).kept(0.7)
     assert not Row("tflite", streaming=True, name="a", to="b", bar=0.7, least=True).kept(0.69)
+
+
+def test_fewer_bits_are_timed_in_turns_with_fp32_of_both_models():
+    routine = Routine(rounds=2, warm_up=0)
+    (measured,) = compare("tiny", ["reference"], routine, precision=SCHEMES["int8"], seconds=[0.64], tell=silent)
+    assert {"LN", "folded", "LN int8", "folded int8"} <= set(measured.samples.latency_ns)
+    told = [row[2] for row in rows.ratio_rows([measured])]
+    assert told[:3] == ["folded int8 / folded", "folded int8 / LN", "folded int8 / LN int8"]
+
+
+def test_a_bar_is_held_against_the_preset_that_it_is_of():
+    mode, samples = Mode("offline", {}), Samples({"folded int8": (30, 30), "folded": (100, 100), "LN": (100, 100)})
+    base, small = (rows.ratio_rows([Comparison(size, "int8", "tflite", mode, samples)]) for size in ("base", "small"))
+    assert [row[-1] for row in base] == ["kept", "kept", ""]
+    assert [row[-1] for row in small] == ["", "", "MISSED"]  # of its own bars, that of fp32
+
+
+def test_a_precision_that_a_target_lacks_is_refused_before_anything_is_exported():
+    pytest.importorskip("executorch")
+    with pytest.raises(Refused, match="int8-weights"):
+        compare("tiny", ["executorch"], Routine(), precision=SCHEMES["int8-weights"], seconds=[0.64], tell=silent)

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgefuse.checkpoint import encoder_of
+from edgefuse.checkpoint import ISTD, MEAN, assemble, encoder_of
 from edgefuse.errors import FoldInexact
 from edgefuse.fold import exactness, fold, plan
 from edgefuse.fold.algebra import Weights, affine, norm_after, norm_before, scaled
 from edgefuse.fold.plan import plan_norms
+from edgefuse.lower import DeploymentGraph
 from edgefuse.model import Encoder
 from edgefuse.model.normalization import BatchNorm, LayerNorm
 from edgefuse.values import Fold, Refusal
@@ -87,6 +88,63 @@ def test_a_conformer_keeps_its_layer_norms_and_still_answers_the_same(conformer,
     assert len(refused) == 2 * 6 + 1
     assert all("LayerNorm" in refusal.reason for refusal in refused)
     assert exactness(conformer, folded, *padded_batch).end_to_end <= BOUND
+
+
+CONFORMERS = [{}, {"conv_norm": "batch"}, {"positions": "none"}, {"norm_residual": "none"}, {"activation": "relu"}]
+
+
+@pytest.mark.parametrize("changes", CONFORMERS, ids=str)
+def test_the_linears_behind_a_layer_norm_absorb_its_gain_and_shift_exactly(changes, padded_batch):
+    checkpoint = a_checkpoint("layer", **changes)
+    folded = fold(checkpoint)
+    absorbed = {site.site: site.into for site in folded.plan if isinstance(site, Fold) and site.rule == "affine before"}
+    assert absorbed["blocks.0.macaron.norm.affine"] == ("blocks.0.macaron.w1.linear",)
+    assert absorbed["blocks.0.norm_attention.affine"] == tuple(
+        f"blocks.0.attention.{n}.linear" for n in ("query", "key", "value")
+    )
+    assert absorbed["blocks.1.convolution.norm.affine"] == ("blocks.1.convolution.pointwise1.linear",)
+    measured = exactness(checkpoint, folded, *padded_batch)
+    assert {layer for into in absorbed.values() for layer in into} - {"ctc"} <= set(measured.sites)
+    assert measured.worst_site <= BOUND
+    assert measured.end_to_end <= BOUND
+
+
+def test_a_layer_norm_whose_gain_nothing_can_absorb_keeps_it_and_says_why(conformer):
+    folded = fold(conformer)
+    refused = {site.site: site.reason for site in folded.plan if isinstance(site, Refusal)}
+    assert "residual stream" in refused["blocks.0.norm_final"]
+    assert "before blocks.1.convolution.activation" in refused["blocks.1.convolution.depthwise.norm"]
+    for name in ("blocks.0.norm_final", "blocks.1.convolution.depthwise.norm"):
+        assert torch.equal(folded.checkpoint.weights[f"{name}.weight"], conformer.weights[f"{name}.weight"])
+
+
+def test_a_gain_that_was_absorbed_is_not_computed(conformer):
+    def gains(checkpoint):
+        norms = DeploymentGraph(encoder_of(checkpoint), 8).named_modules()
+        return {name for name, each in norms if isinstance(each, nn.LayerNorm) and each.elementwise_affine}
+
+    absorbed = {"macaron.norm", "norm_attention", "convolution.norm", "feed_forward.norm"}
+    expected = {f"blocks.{layer}.{name}" for layer in range(2) for name in absorbed} | {"head.norm"}
+    assert gains(conformer) - gains(fold(conformer).checkpoint) == expected
+
+
+class NormThen(nn.Module):
+    def __init__(self, also: str) -> None:
+        super().__init__()
+        self.norm, self.linear, self.also = nn.LayerNorm(4), nn.Linear(4, 4), also
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        if self.also == "axes":
+            return self.linear(y.transpose(1, 2))
+        return self.linear(self.linear(y)) if self.also == "linear" else self.linear(y) + y
+
+
+@pytest.mark.parametrize("also", ["linear", "axes", "skip"])
+def test_a_gain_before_anything_but_linears_of_their_own_stays(also):
+    (site,) = plan_norms(NormThen(also), torch.randn(2, 4, 4))
+    assert isinstance(site, Refusal)
+    assert "its gain and shift stay too" in site.reason
 
 
 def test_the_plan_names_every_norm_of_the_model(fusionformer):
@@ -173,11 +231,24 @@ def test_a_norm_over_another_axis_than_the_layers_channels_does_not_fold():
     assert isinstance(site, Refusal)
 
 
-def test_folding_twice_changes_nothing(fusionformer):
-    once = fold(fusionformer)
-    twice = fold(once.checkpoint)
-    assert twice.digest == once.digest
-    assert twice.plan == ()
+def test_folding_twice_changes_nothing(fusionformer, conformer):
+    for checkpoint, stays in ((fusionformer, 0), (conformer, 13)):
+        once = fold(checkpoint)
+        twice = fold(once.checkpoint)
+        assert twice.digest == once.digest
+        assert len([site for site in twice.plan if isinstance(site, Refusal)]) == len(twice.plan) == stays
+
+
+def test_a_model_that_was_folded_when_gains_were_not_is_read_and_stays_as_it_is(conformer, padded_batch):
+    folded = fold(conformer).checkpoint
+    norm, layer = "blocks.0.macaron.norm", "blocks.0.macaron.w1.linear.weight"
+    earlier = {**folded.weights, f"{norm}.weight": folded.weights[f"{norm}.weight"] * 2, layer: folded.weights[layer] / 2}
+    tensors = {**earlier, MEAN: folded.frontend_mean, ISTD: folded.frontend_istd}
+    checkpoint = assemble(folded.config, tensors, folded.tokens)
+    again = fold(checkpoint)
+    assert again.digest == checkpoint.digest
+    assert not [site for site in again.plan if isinstance(site, Fold)]
+    assert exactness(conformer, again, *padded_batch).end_to_end <= BOUND
 
 
 def test_a_wrong_fold_is_noticed(fusionformer, padded_batch):
