@@ -7,7 +7,6 @@ nothing is searched for in the converted program. Scales and tables are exact in
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from edgefuse.lower.sites import network_of
-from edgefuse.quantize.graph import SMALLEST_SCALE, Rounded
+from edgefuse.quantize.graph import BITS, SMALLEST_SCALE, Rounded, block_of, filled, round_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 BESIDE = "_COREML_/weight/"  # the beginning of the names of the buffers
 TABLES, INTEGERS = 2, 3  # how a weight is compressed, by the numbers of Core ML Tools
 PALETTE: LayerPrecision = "palette4-weights"
-BITS: dict[LayerPrecision, int] = {"int8": 8, "int8-weights": 8, "int4-weights": 4}
-BLOCKS = (32, 16)  # inputs that share a scale, where weights have 4 bits: the first of these that divides their number
-SHRINKS = torch.linspace(1.0, 0.5, 26)  # of a scale of 4 bits: clipping a few weights leaves finer steps to the others
 VALUES = 16  # of a lookup table
 TOGETHER = 16  # output channels that share a lookup table, at most
 ROUNDS = 100  # of k-means, at most
@@ -37,7 +33,7 @@ BINS = 64  # of the histogram from which it begins
 
 def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
     """A copy of a graph that computes as planned, in the words of Core ML Tools."""
-    copied = copy.deepcopy(graph)
+    copied = filled(graph, plan)
     network = network_of(copied)
     for path, span in plan.values.items():
         network.set_submodule(path, Rounded(span))
@@ -45,19 +41,19 @@ def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
         if precision != "fp32":
             layer = network.get_submodule(path)
             weight = layer.get_parameter("weight")
-            weight.data, beside = _told(weight.detach(), precision)
+            weight.data, beside = _told(weight.detach(), precision, block_of(precision, plan))
             for name, value in beside.items():
                 layer.register_buffer(f"{BESIDE}{name}", value)
-    return copied.eval()
+    return copied
 
 
-def _told(weight: Tensor, precision: LayerPrecision) -> tuple[Tensor, dict[str, Tensor]]:
+def _told(weight: Tensor, precision: LayerPrecision, block: int) -> tuple[Tensor, dict[str, Tensor]]:
     """A weight that is rounded, and what tells Core ML Tools how."""
     if precision == PALETTE:
         rounded, tables = palettized(weight)
         return rounded, {"compression_type": torch.tensor([TABLES]), "lut": tables}
-    bits = BITS[precision]
-    rounded, scales = in_blocks(weight, bits)
+    bits = BITS.get(precision, 8)
+    rounded, scales = in_halves(weight, bits, block)
     return rounded, {
         "compression_type": torch.tensor([INTEGERS]),
         "quantization_n_bits": torch.tensor(bits),
@@ -65,26 +61,12 @@ def _told(weight: Tensor, precision: LayerPrecision) -> tuple[Tensor, dict[str, 
     }
 
 
-def in_blocks(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """w = s q with integers |q| <= m = 2^(bits - 1) - 1, and one scale s for a block of inputs of one output channel.
-
-    With 8 bits a block is all inputs, and s = max |w| / m. With 4 bits it is 32 or 16 inputs, where their number divides, and s
-    is the part of that whose squared error is smallest: 17.7 dB with one scale per channel, 20.8 in blocks, 21.3 with both [M].
-
-    Returns:
-        the rounded weight, and the scales (channels, blocks).
-    """
-    rows, most = weight.flatten(1), 2 ** (bits - 1) - 1
-    whole = rows.shape[1]
-    size = whole if bits == 8 else next((each for each in BLOCKS if whole % each == 0), whole)  # noqa: PLR2004 - a byte
-    blocks = rows.reshape(len(rows), -1, size)
-    widest = blocks.abs().amax(2, keepdim=True) / most
-    tried = [_half(widest * shrink) for shrink in (SHRINKS if bits < 8 else SHRINKS[:1])]  # noqa: PLR2004 - a byte
-    rounded = torch.stack([(blocks / scale).round().clamp(-most, most) * scale for scale in tried])
-    best = (rounded - blocks).square().sum(3).argmin(0)
-    scales = torch.stack(tried).squeeze(3).gather(0, best[None])[0]
-    chosen = rounded.gather(0, best[None, :, :, None].expand(1, *blocks.shape))[0]
-    return chosen.reshape(weight.shape), scales
+def in_halves(weight: Tensor, bits: int, block: int = 0) -> tuple[Tensor, Tensor]:
+    """The integers of `round_weights`, and its scales (channels, blocks) in half precision: the rounded weight, and these."""
+    whole = round_weights(weight, bits, block)
+    scales = whole.scale.half().float().clamp(min=SMALLEST_SCALE).reshape(len(weight), -1, 1)
+    rounded = whole.integers.reshape(len(weight), scales.shape[1], -1) * scales
+    return rounded.reshape(weight.shape), scales.squeeze(2)
 
 
 def palettized(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,11 +81,6 @@ def palettized(weight: Tensor) -> tuple[Tensor, Tensor]:
     edges = (tables[:, 1:] + tables[:, :-1]) / 2
     rounded = tables.gather(1, torch.searchsorted(edges, groups))
     return rounded.reshape(weight.shape), tables.reshape(len(tables), *[1] * (weight.ndim - 1), VALUES, 1)
-
-
-def _half(scale: Tensor) -> Tensor:
-    """Rounded to half precision, and not to zero."""
-    return scale.half().float().clamp(min=SMALLEST_SCALE)
 
 
 def _centers(values: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ def _layers(operations: Sequence[Any]) -> Iterator[str]:
         if operation.type in WEIGHTED:
             (taken,), (weight,) = _names(operation, "x"), _names(operation, "weight")
             quantized = taken in makers and makers[taken].type == "dequantize" and _is_quantized(operation, takers)
-            yield precision_of("int8" if quantized else "float16", _stored(makers[weight]), widened=True)
+            given, stored = "int8" if quantized else _type(operation.outputs[0]), _stored(makers[weight])
+            yield precision_of(given, stored, widened=makers[weight].type.startswith(CONSTANT_EXPRESSION))
 
 
 def _is_quantized(maker: Any, takers: Mapping[str, Sequence[Any]]) -> bool:  # noqa: ANN401 - a protobuf message

@@ -19,11 +19,12 @@ from edgefuse.errors import ChangedBundle, ExportFailed, NotABundle, Refused
 from edgefuse.fold import fold
 from edgefuse.lower import Chunks, DeploymentGraph, lower
 from edgefuse.lower.sites import points_of
+from edgefuse.quantize.graph import round_weights
 from edgefuse.quantize.scheme import SCHEMES, Scheme
 from edgefuse.values import Artifact, Checkpoint, Entry, Program, Quantization, Streaming, TensorSpec
 from edgefuse.verify.gate import judge
 from edgefuse_targets import coreml
-from edgefuse_targets.coreml_quantize import in_blocks, palettized
+from edgefuse_targets.coreml_quantize import in_halves, palettized
 from edgefuse_targets.foreign import quiet
 from tests.conftest import a_checkpoint
 
@@ -398,24 +399,14 @@ def test_what_is_quantized_is_no_longer_than_half_precision_counts() -> None:
     assert "counts frames up to 2048; entry 'offline_100000ms' has 2500." in sentence
 
 
-@pytest.mark.parametrize(
-    ("bits", "shape", "blocks"), [(8, (5, 64), 1), (8, (5, 3, 3, 3), 1), (4, (5, 64), 2), (4, (5, 48), 3), (4, (5, 25), 1)]
-)
-def test_weights_are_whole_numbers_of_the_scale_of_their_block(bits: int, shape: tuple[int, ...], blocks: int) -> None:
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 6).reshape(
-        -1, *[1] * (len(shape) - 1)
-    )
-    rounded, scales = in_blocks(weight, bits)
-    assert scales.shape == (5, blocks)
+@pytest.mark.parametrize(("bits", "shape", "block"), [(8, (5, 64), 0), (8, (5, 3, 3, 3), 0), (4, (5, 64), 32), (4, (5, 25), 0)])
+def test_weights_are_whole_numbers_of_a_scale_in_half_precision(bits: int, shape: tuple[int, ...], block: int) -> None:
+    rows = torch.arange(1.0, 6).reshape(-1, *[1] * (len(shape) - 1))
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * rows
+    rounded, scales = in_halves(weight, bits, block)
     assert torch.equal(scales, scales.half().float())
-    integers = rounded.reshape(5, blocks, -1) / scales[..., None]
-    assert torch.equal(integers, integers.round())
-    assert int(integers.abs().max()) == 2 ** (bits - 1) - 1
-    errors = (rounded - weight).reshape(5, blocks, -1)
-    widest = weight.reshape(5, blocks, -1).abs().amax(2) / (2 ** (bits - 1) - 1)
-    assert bool((errors.square().mean(2) <= widest.square() / 4).all())
-    if bits == 8:
-        assert bool((errors.abs().amax(2) <= 0.502 * widest).all())
+    integers = rounded.reshape(*scales.shape, -1) / scales[..., None]
+    assert torch.equal(integers.round().reshape(shape), round_weights(weight, bits, block).integers.float())
 
 
 @pytest.mark.parametrize("shape", [(32, 40), (6, 40), (16, 4, 3, 3)])
