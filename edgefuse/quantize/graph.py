@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgefuse.lower.sites import Layer, network_of
 from edgefuse.quantize.observe import Range, scale_and_zero
 from edgefuse.quantize.plan import Plan
-from edgefuse.quantize.scheme import LayerPrecision
+from edgefuse.quantize.scheme import LayerPrecision, Rounding
 
 OPERATORS = torch.ops.quantized_decomposed
 INT8 = (-128, 127, torch.int8)
@@ -26,6 +26,7 @@ WINDOW = ("stride", "padding", "dilation", "groups")
 EIGHT_BITS = 127  # the largest integer of a weight
 DYNAMIC: frozenset[LayerPrecision] = frozenset({"int8-dynamic", "int4-weights"})  # where what a linear takes is rounded too
 SMALLEST_SCALE = 2.0**-24
+SHRINKS = torch.linspace(1.0, 0.5, 51).tolist()  # of the largest weight of a row: where mse lets the grid end
 
 
 def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
@@ -71,12 +72,31 @@ class Weights:
     most: int
 
 
-def round_weights(weight: Tensor, bits: int = 8) -> Weights:
-    """W = diag(scale) integers, with scale = max |row| / (2^(bits - 1) - 1): symmetric, one scale per output channel."""
+def round_weights(weight: Tensor, bits: int = 8, rounding: Rounding = "max") -> Weights:
+    """W = diag(scale) integers: symmetric, one scale per output channel, and the largest weight of a row at the grid's end.
+
+    scale = max |row| / (2^(bits - 1) - 1), or with "mse" the share of it whose squared rounding error is smallest.
+    """
     most = 2 ** (bits - 1) - 1
-    scale = weight.abs().flatten(1).amax(1).clamp(min=SMALLEST_SCALE) / most
-    rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return Weights((weight / rows).round().clamp(-most, most).to(torch.int8), scale, most)
+    largest = weight.abs().flatten(1).amax(1).clamp(min=SMALLEST_SCALE) / most
+    tried = [_on_grid(weight, largest * share, most) for share in (SHRINKS if rounding == "mse" else SHRINKS[:1])]
+    errors = torch.stack([(weight - dequantized(each)).flatten(1).square().sum(1) for each in tried])
+    best = errors.argmin(0)
+    integers = torch.stack([each.integers for each in tried])[best, torch.arange(len(weight))]
+    return Weights(integers, torch.stack([each.scale for each in tried])[best, torch.arange(len(weight))], most)
+
+
+def dequantized(weights: Weights) -> Tensor:
+    """Their values: on the grid, where every runtime that takes the scale from the largest one finds the same integers."""
+    return weights.integers * _rows(weights.scale, weights.integers)
+
+
+def _on_grid(weight: Tensor, scale: Tensor, most: int) -> Weights:
+    return Weights((weight / _rows(scale, weight)).round().clamp(-most, most).to(torch.int8), scale, most)
+
+
+def _rows(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 class QuantizedLayer(nn.Module):

@@ -8,10 +8,15 @@ A scheme is a named one (`edgefuse export --precision int8`) or a TOML file that
     residual = "fp32"          # the sums of the residual stream
     features = "fp32"          # what the first convolution hears
     logits = "int8"            # what the head says; fp32 leaves the head itself in fp32
+    equalize = true            # give channels the units in which a value's one range, and a row's one scale, cost least
+    bias_correction = true     # let the biases undo what rounding the weights does to the mean of a layer's answer
+    rounding = "max"           # where a row of weights is clipped: max, nowhere; or mse, where the squared error is smallest
 
     [table]                    # a layer, or a pattern with * and ?; the last line that matches counts
     "blocks.0.*" = "fp32"
     "*.macaron.w2" = "int8-dynamic"
+
+The last three have the defaults of the named scheme of these layers.
 
 Softmax has no line: a hidden key has the score -10000, and eight bits that hold it hold no difference between two others.
 """
@@ -20,7 +25,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -38,8 +43,11 @@ ValuePrecision = Literal["fp32", "int8"]
 VALUE_PRECISIONS: tuple[ValuePrecision, ...] = get_args(ValuePrecision)
 Clipping = Literal["minmax", "percentile", "mse", "kl"]
 CLIPPINGS: tuple[Clipping, ...] = get_args(Clipping)
+Rounding = Literal["max", "mse"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 INNER_LINES = ("attention", "residual")  # values with a precision of their own; the other lines are the ends of a layer
 LINES = (*INNER_LINES, "features", "logits")
+SWITCHES = ("equalize", "bias_correction")
 STATIC: frozenset[LayerPrecision] = frozenset({"int8", "int8-a16"})  # their activations have ranges from calibration
 
 
@@ -59,6 +67,9 @@ class Scheme:
         residual: of the sums of the residual stream.
         features: of what the first convolution hears.
         logits: of what the head says.
+        equalize: whether channels get other units first; see `edgefuse.quantize.equalize`.
+        bias_correction: whether biases undo the mean error of their layer; see `edgefuse.quantize.prepare`.
+        rounding: how the scale of a row of weights is chosen.
     """
 
     name: str
@@ -69,6 +80,9 @@ class Scheme:
     residual: ValuePrecision = "fp32"
     features: ValuePrecision = "fp32"
     logits: ValuePrecision = "int8"
+    equalize: bool = False
+    bias_correction: bool = False
+    rounding: Rounding = "max"
 
     def of(self, layer: str) -> LayerPrecision:
         """The precision of a layer."""
@@ -87,10 +101,10 @@ class Scheme:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it needs ranges."""
-        return not STATIC.isdisjoint((self.layers, *self.table.values())) or any(
-            getattr(self, line) == "int8" for line in INNER_LINES
-        )
+        """Whether it needs calibration: ranges, peaks to equalize, or means to correct biases with."""
+        switched = self.equalize or self.bias_correction
+        inner = any(getattr(self, line) == "int8" for line in INNER_LINES)
+        return switched or inner or not STATIC.isdisjoint((self.layers, *self.table.values()))
 
     @property
     def precision(self) -> Precision:
@@ -99,11 +113,19 @@ class Scheme:
 
     def to_json(self) -> dict[str, Any]:
         """As in a scheme file, with its name."""
-        lines = {line: getattr(self, line) for line in LINES}
+        lines = {line: getattr(self, line) for line in (*LINES, *SWITCHES, "rounding")}
         return {"name": self.name, "layers": self.layers, "clipping": self.clipping, **lines, "table": dict(self.table)}
 
 
-SCHEMES: Mapping[str, Scheme] = {name: Scheme(name, name) for name in LAYER_PRECISIONS if name != "fp32"}  # the named ones
+DATA_FREE = ("int8-dynamic", "int8-weights")  # these need no speech, and lose little without
+
+
+def _named(name: LayerPrecision) -> Scheme:
+    rounding: Rounding = "mse" if name == "int4-weights" else "max"
+    return Scheme(name, name, equalize=name in STATIC, bias_correction=name not in DATA_FREE, rounding=rounding)
+
+
+SCHEMES: Mapping[str, Scheme] = {name: _named(name) for name in LAYER_PRECISIONS if name != "fp32"}
 
 
 def read_scheme(path: Path) -> Scheme:
@@ -127,7 +149,7 @@ def read_scheme(path: Path) -> Scheme:
 
 def scheme_of(fields: Mapping[str, Any]) -> Scheme:
     """Read what `to_json` wrote, or a scheme file holds."""
-    known = {"name", "layers", "clipping", "table", *LINES}
+    known = {"name", "layers", "clipping", "table", "rounding", *LINES, *SWITCHES}
     if unknown := sorted(set(fields) - known):
         raise BadScheme(f"A scheme has no {unknown[0]!r}.", hint=f"It has: {', '.join(sorted(known - {'name'}))}")
     if "layers" not in fields:
@@ -135,12 +157,17 @@ def scheme_of(fields: Mapping[str, Any]) -> Scheme:
     table = fields.get("table", {})
     if not isinstance(table, Mapping):
         raise BadScheme("The table of a scheme maps layers to precisions.", hint='For example: "blocks.0.*" = "fp32"')
-    choices: dict[str, tuple[str, ...]] = {"clipping": CLIPPINGS} | dict.fromkeys(LINES, VALUE_PRECISIONS)
+    choices: dict[str, tuple[str, ...]] = {"clipping": CLIPPINGS, "rounding": ROUNDINGS} | dict.fromkeys(LINES, VALUE_PRECISIONS)
     for told, value in [("layers", fields["layers"]), *table.items()]:
         _require_choice(told, value, LAYER_PRECISIONS)
     for told, words in choices.items():
         _require_choice(told, fields.get(told, words[0]), words)
-    return Scheme(**{**fields, "name": str(fields.get("name", "")), "table": dict(table)})
+    for told in SWITCHES:
+        if not isinstance(fields.get(told, False), bool):
+            raise BadScheme(f"The scheme says {told} = {fields[told]!r}.", hint="It can be: true, false")
+    layers = fields["layers"]
+    named = SCHEMES.get(layers, Scheme("", layers))
+    return replace(named, **{**fields, "name": str(fields.get("name", "")), "table": dict(table)})
 
 
 def _require_choice(told: str, value: object, choices: tuple[str, ...]) -> None:
