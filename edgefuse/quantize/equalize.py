@@ -71,7 +71,7 @@ def equalized(folded: FoldedModel, peaks: Mapping[str, Tensor]) -> FoldedModel:
 def rescaled(folded: FoldedModel, units: Mapping[Seam, Tensor]) -> FoldedModel:
     """W1' = diag(1/s) W1, b1' = b1 / s, W2' = W2 diag(s), in float64."""
     checkpoint = folded.checkpoint
-    weights = {name: tensor.double() for name, tensor in checkpoint.weights.items()}
+    weights = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in checkpoint.weights.items()}
     for seam, s in units.items():
         for name in seam.divided:
             weights[name] = weights[name] / _along(s, weights[name], 0)

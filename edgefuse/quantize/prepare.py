@@ -35,7 +35,7 @@ def prepare(folded: FoldedModel, scheme: Scheme, graph: nn.Module, calibration: 
     checkpoint = folded.checkpoint
     source = equalized(folded, calibration.peaks).checkpoint if calibration and scheme.equalize else checkpoint
     means = calibration.means(equalized=scheme.equalize) if calibration and scheme.bias_correction else {}
-    weights = {name: tensor.double() for name, tensor in source.weights.items()}
+    weights = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in source.weights.items()}
     takes, layers = {site.layer: site.takes for site in sites_of(graph)}, asked(graph, scheme)[0]
     for layer in (layer for layer, precision in layers.items() if precision != "fp32"):
         name = layer_of(layer, weights)
