@@ -27,6 +27,8 @@ from edgefuse.quantize.scheme import CLIPPINGS, LAYER_PRECISIONS, ROUNDINGS, SCH
 from edgefuse.recognize import frontend_of, hear
 from edgefuse.speech import COLUMNS, read_speech
 from edgefuse.store import read_bundle
+from edgefuse.target import find
+from edgefuse.values import Quantization
 from edgefuse.verify.parity import snr_db
 from edgefuse.verify.reference import logits_of
 from tests.conftest import a_checkpoint
@@ -364,6 +366,40 @@ def test_a_product_has_a_wider_range_than_the_answer_that_its_bias_makes_of_it()
     assert low <= float(product.min())
     assert high >= float(product.max())
     assert low <= 0.0 <= high
+
+
+@pytest.mark.parametrize("name", ["int8-weights", "int4-weights"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_the_integers_in_a_tflite_are_those_of_the_grid(name, rounding, tmp_path):
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="needs LiteRT")
+    pytest.importorskip("litert_torch", reason="needs LiteRT's converter")
+    scheme, model = Scheme(name, name, rounding=rounding), fold(a_checkpoint())
+    program = lower(model, [0.64], "fp32")
+    graph = lower(prepare(model, scheme, program.entries[0].graph, None), [0.64], "fp32")
+    asked = dataclasses.replace(graph, precision=name, quantization=Quantization(scheme, {}, ""))
+    made = find("tflite").export(asked, tmp_path, "model")
+    found = [
+        (integers, np.sort(tensor.quantization.scale))
+        for tensor, integers in stored_integers(schema, made.path.read_bytes(), "INT4" if "4" in name else "INT8")
+    ]
+    layers = [layer for layer, precision in made.layers.items() if precision != "fp32"]
+    assert len(layers) == len(found)
+    for layer in layers:
+        weight = model.checkpoint.weights[f"{layer_of(layer, model.checkpoint.weights)}.weight"]
+        ours = round_weights(weight, 4 if "4" in name else 8, rounding)
+        scales = np.sort(ours.scale.numpy())
+        wanted = np.sort(ours.integers.numpy(), axis=None)
+        assert any(np.array_equal(wanted, i) and np.allclose(scales, s, rtol=1e-5) for i, s in found), layer
+
+
+def stored_integers(schema, content: bytes, kind: str):
+    """Every tensor of integers in a .tflite that has a scale per row, and what it holds, sorted: LiteRT transposes weights."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for tensor in (each for graph in model.subgraphs for each in graph.tensors):
+        rows = tensor.quantization is not None and tensor.quantization.scale is not None and len(tensor.quantization.scale) > 1
+        if rows and tensor.type == getattr(schema.TensorType, kind):
+            held = np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.int8)
+            yield tensor, np.sort(np.concatenate([held << 4 >> 4, held >> 4]) if kind == "INT4" else held)
 
 
 # --- the road
