@@ -12,8 +12,8 @@ what s does to W1; what s changes is the range that all channels of a value shar
 
     s = sqrt(max |x| / rms(W2)), per channel, x from calibration, its geometric mean 1
 
-as SmoothQuant balances them (Xiao et al. 2022 [R]). On the shipped model in int8, 34.9 dB before: 35.5 dB so, 35.4 dB with the
-largest weight of a column [M].
+as SmoothQuant balances them (Xiao et al. 2022 [R]). On the shipped model the largest weight of a column instead of the root mean
+square gives the same in int8, 35.4 against 35.5 dB, and less in int4-weights, 16.9 against 17.4 dB [M].
 """
 
 from __future__ import annotations
