@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgefuse import checkpoint as checkpoints
@@ -14,6 +14,7 @@ from edgefuse.foreign import in_words
 from edgefuse.lower import Chunks, lower
 from edgefuse.pipeline import Tell, by_scheme, require_honoured, silent
 from edgefuse.quantize.calibrate import Calibration, calibrate, calibration_of, has_ranges
+from edgefuse.quantize.prepare import prepare
 from edgefuse.quantize.scheme import Scheme
 from edgefuse.quantize.sensitivity import Sensitivity, extents, sensitivities
 from edgefuse.quantize.trial import Trial, Trials
@@ -53,6 +54,7 @@ class Ground:
 
     Attributes:
         folded: the model.
+        inquiry: what is asked about.
         program: its float graph, with one entry.
         calibration: where ranges come from.
         heard: speech that was not calibrated on.
@@ -60,6 +62,7 @@ class Ground:
     """
 
     folded: FoldedModel
+    inquiry: Inquiry
     program: Program
     calibration: Calibration
     heard: tuple[Heard, ...]
@@ -72,7 +75,9 @@ class Ground:
 
     def quantized(self, scheme: Scheme) -> Program:
         """The program by a scheme."""
-        return by_scheme(self.program, scheme, self.calibration)
+        prepared = prepare(self.folded, scheme, self.program.entries[0].graph, self.calibration)
+        program = replace(_lowered(prepared, self.inquiry), parent=self.program.parent)
+        return by_scheme(program, scheme, self.calibration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def sensitivity(inquiry: Inquiry, scheme: Scheme, tell: Tell = silent) -> Costs:
         Refused: the target cannot honour the scheme.
     """
     target = find(inquiry.target)
-    ground = prepare(inquiry, tell)
+    ground = stand(inquiry, tell)
     require_honoured(ground.quantized(scheme), {inquiry.target: target})
     (entry,) = ground.program.entries
     with tell(f"Timing the layers on {inquiry.target}"), in_words(inquiry.target, "could not time its layers"):
@@ -108,7 +113,7 @@ def sensitivity(inquiry: Inquiry, scheme: Scheme, tell: Tell = silent) -> Costs:
     return Costs(trials.exact, trials.of(scheme), tuple(sensitivities(trials, scheme, entry, tell)), latency_ms)
 
 
-def prepare(inquiry: Inquiry, tell: Tell) -> Ground:
+def stand(inquiry: Inquiry, tell: Tell) -> Ground:
     """Fold a checkpoint, calibrate it, and hear what is tried on.
 
     Raises:
@@ -118,8 +123,7 @@ def prepare(inquiry: Inquiry, tell: Tell) -> Ground:
     with tell("Folding"):
         checkpoint = checkpoints.read(inquiry.checkpoint)
         folded, _ = fold_exactly(inquiry.checkpoint, checkpoint)
-    lengths = () if inquiry.seconds is None else (inquiry.seconds,)
-    program = lower(folded, lengths, "fp32", () if inquiry.chunks is None else (inquiry.chunks,))
+    program = _lowered(folded, inquiry)
     place = inquiry.calibration
     with tell("Calibrating"):
         if inquiry.speech is not None:
@@ -131,4 +135,9 @@ def prepare(inquiry: Inquiry, tell: Tell) -> Ground:
             rest, tried = parted(read_speech(place), HELD_OUT)
             calibration = calibrate(folded, program, rest)
         heard = hear(tried, frontend_of(checkpoint))
-    return Ground(folded, program, calibration, heard, tried.digest)
+    return Ground(folded, inquiry, program, calibration, heard, tried.digest)
+
+
+def _lowered(folded: FoldedModel, inquiry: Inquiry) -> Program:
+    lengths = () if inquiry.seconds is None else (inquiry.seconds,)
+    return lower(folded, lengths, "fp32", () if inquiry.chunks is None else (inquiry.chunks,))

@@ -24,6 +24,7 @@ from edgefuse.lower import Chunks, lower
 from edgefuse.packages import versions
 from edgefuse.quantize.calibrate import Calibration, calibration_of, has_ranges, write_ranges
 from edgefuse.quantize.calibrate import calibrate as take_ranges
+from edgefuse.quantize.prepare import prepare
 from edgefuse.quantize.scheme import Scheme
 from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.refold import fold_exactly
@@ -104,7 +105,7 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
     program, frontend = _lower(folded, order), frontend_of(checkpoint)
     if isinstance(order.precision, Scheme):
         with tell("Calibrating"):
-            program = _quantize(program, folded, order.precision, order.calibration, test_set)
+            program = _quantize(program, folded, order.precision, order, test_set)
     require_honoured(program, shelf)
     with tell("Listening to the test set in PyTorch"):
         heard = hear(test_set, frontend)
@@ -212,23 +213,25 @@ def _lower(folded: FoldedModel, order: Order) -> Program:
     return lower(folded, order.seconds, precision, order.chunks, order.hears)
 
 
-def _quantize(program: Program, folded: FoldedModel, scheme: Scheme, place: Path | None, test_set: TestSet) -> Program:
-    """Ask for fewer bits."""
-    if not scheme.calibrated:
-        return by_scheme(program, scheme, None)
-    if place is None:
-        raise UsageError(f"{scheme.name} needs ranges.", hint="Say on which speech: --calibration SPEECH")
-    return by_scheme(program, scheme, calibration_of(place, folded, program, test_set))
+def _quantize(program: Program, folded: FoldedModel, scheme: Scheme, order: Order, test_set: TestSet) -> Program:
+    calibration = None
+    if scheme.calibrated:
+        if order.calibration is None:
+            raise UsageError(f"{scheme.name} needs calibration.", hint="Say on which speech: --calibration SPEECH")
+        calibration = calibration_of(order.calibration, folded, program, test_set)
+    prepared = _lower(prepare(folded, scheme, program.entries[0].graph, calibration), order)
+    return by_scheme(dataclasses.replace(prepared, parent=program.parent), scheme, calibration)
 
 
-def by_scheme(program: Program, scheme: Scheme, calibration: Calibration | None) -> Program:
-    """A float program that is asked for fewer bits."""
+def by_scheme(prepared: Program, scheme: Scheme, calibration: Calibration | None) -> Program:
+    """The float program of a model that was prepared for a scheme, asked for fewer bits."""
     ranges: dict[str, Mapping[str, tuple[float, float]]] = {}
     if calibration:
-        for mode in program.modes:
-            ranges |= dict.fromkeys(mode.inputs, calibration.ranges(mode.name, scheme.clipping))
+        for mode in prepared.modes:
+            seen = calibration.ranges(mode.name, scheme.clipping, equalized=scheme.equalize)
+            ranges |= dict.fromkeys(mode.inputs, seen)
     speech = calibration.speech if calibration else ""
-    return dataclasses.replace(program, precision=scheme.precision, quantization=Quantization(scheme, ranges, speech))
+    return dataclasses.replace(prepared, precision=scheme.precision, quantization=Quantization(scheme, ranges, speech))
 
 
 def _told(quantization: Quantization | None) -> Quantized | None:

@@ -20,7 +20,7 @@ from typing import Any
 from edgefuse.bench.contender import contender
 from edgefuse.bench.routine import Routine, interleave
 from edgefuse.errors import NothingFits, OutputExists, UsageError
-from edgefuse.explore import Ground, Inquiry, prepare
+from edgefuse.explore import Ground, Inquiry, stand
 from edgefuse.foreign import in_words
 from edgefuse.pipeline import Tell, silent
 from edgefuse.quantize.mixes import PICTURE, WORTH, Bounds, Measured, binding, cheapest, mixes, scheme_of_mix, spread
@@ -72,7 +72,7 @@ def search(inquiry: Inquiry, output: Path, bounds: Bounds, *, resume: bool = Fal
     _require_bounds(bounds)
     target = find(inquiry.target)
     _claim(output, resume=resume)
-    ground = prepare(inquiry, tell)
+    ground = stand(inquiry, tell)
     notes = _Notes(output, _asked(ground, inquiry.target))
     with TemporaryDirectory() as workshop, in_words(inquiry.target, "could not be searched"):
         bench = _Bench(target, ground, Path(workshop), notes, tell)

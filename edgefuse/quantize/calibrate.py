@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from edgefuse.errors import BadCalibration
 from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
 from edgefuse.lower.program import caches_of
 from edgefuse.model import SUBSAMPLING, Encoder
+from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.observe import Hearing, Histogram, Range, observe
 from edgefuse.quantize.scheme import Clipping
 from edgefuse.recognize import Heard, encoder_frames, frontend_of, hear
@@ -37,37 +39,53 @@ class Calibration:
 
     Attributes:
         modes: per mode ("offline", or a streaming entry), a histogram of each point.
+        equalized: the same of the equalized model, whose channels have other units.
         speech: digest of the speech.
         recordings: SHA-256 of each recording: none of them may be tested on.
         parent: digest of the folded model.
     """
 
     modes: Mapping[str, Mapping[str, Histogram]]
+    equalized: Mapping[str, Mapping[str, Histogram]]
     speech: str
     recordings: frozenset[str]
     parent: str
 
-    def ranges(self, mode: str, clipping: Clipping) -> dict[str, Range]:
+    @property
+    def peaks(self) -> dict[str, Tensor]:
+        """The largest magnitude of each channel, in any mode: what the units of the equalized model are made of."""
+        return {path: torch.tensor([each.peaks for each in seen]).amax(0) for path, seen in _by_point(self.modes).items()}
+
+    def means(self, *, equalized: bool) -> dict[str, Tensor]:
+        """The mean of each channel over all modes, one as much as another: entries share their biases."""
+        modes = self.equalized if equalized else self.modes
+        return {
+            path: torch.tensor([each.means for each in seen], dtype=torch.float64).mean(0)
+            for path, seen in _by_point(modes).items()
+        }
+
+    def ranges(self, mode: str, clipping: Clipping, *, equalized: bool = False) -> dict[str, Range]:
         """The range of each point in one mode; a `BadCalibration` if it was not calibrated."""
         if mode not in self.modes:
             raise BadCalibration(
                 f"The ranges are of {', '.join(self.modes)}, not of {mode}.",
                 hint="Take them again with the same --seconds, --chunk-ms and --left-context-ms.",
             )
-        return {path: seen.range(clipping) for path, seen in self.modes[mode].items()}
+        seen = (self.equalized if equalized else self.modes)[mode]
+        return {path: each.range(clipping) for path, each in seen.items()}
 
 
 def calibrate(folded: FoldedModel, program: Program, speech: TestSet) -> Calibration:
-    """Let a folded model hear speech in every mode of a program.
+    """Let a folded model hear speech in every mode of a program, and then once more, equalized.
 
     Raises:
         BadCalibration: speech that no range should be taken from.
     """
     heard = hear(speech, frontend_of(folded.checkpoint))
     _require_speech(heard, speech)
-    encoder = checkpoints.encoder_of(folded.checkpoint)
-    modes = {mode.name: observe(partial(_hearing, encoder, mode, heard)) for mode in program.modes}
-    return Calibration(modes, speech.digest, _recordings(speech), folded.digest)
+    modes = _observed(folded, program, heard)
+    seen = Calibration(modes, {}, speech.digest, _recordings(speech), folded.digest)
+    return replace(seen, equalized=_observed(equalized(folded, seen.peaks), program, heard))
 
 
 def _require_apart(recordings: frozenset[str], test_set: TestSet) -> None:
@@ -81,15 +99,12 @@ def _require_apart(recordings: frozenset[str], test_set: TestSet) -> None:
 
 def write_ranges(folder: Path, calibration: Calibration) -> None:
     """`ranges.json` in a folder."""
-    modes = {
-        mode: {path: {"low": each.low, "high": each.high, "counts": list(each.counts)} for path, each in seen.items()}
-        for mode, seen in calibration.modes.items()
-    }
     fields = {
         "parent": calibration.parent,
         "speech": calibration.speech,
         "recordings": sorted(calibration.recordings),
-        "modes": modes,
+        "modes": _written(calibration.modes),
+        "equalized": _written(calibration.equalized),
     }
     told = json.dumps(fields, allow_nan=False)
     (folder / RANGES).write_text(json.dumps({"digest": _digest(told), **fields}) + "\n", encoding="utf-8")
@@ -108,11 +123,8 @@ def read_ranges(folder: Path) -> Calibration:
         digest = fields.pop("digest")
         if digest != _digest(json.dumps(fields)):
             raise BadCalibration(f"{path} has changed since it was written.", hint="Take the ranges again.")
-        modes = {
-            mode: {name: Histogram(each["low"], each["high"], tuple(each["counts"])) for name, each in seen.items()}
-            for mode, seen in fields["modes"].items()
-        }
-        return Calibration(modes, fields["speech"], frozenset(fields["recordings"]), fields["parent"])
+        modes, equalized_modes = _read(fields["modes"]), _read(fields["equalized"])
+        return Calibration(modes, equalized_modes, fields["speech"], frozenset(fields["recordings"]), fields["parent"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadCalibration(
             f"{path} cannot be read: {error}.", hint="Make it with: edgefuse calibrate CHECKPOINT --speech SPEECH -o RANGES"
@@ -130,6 +142,30 @@ def calibration_of(place: Path, folded: FoldedModel, program: Program, test_set:
     if calibration.parent != folded.digest:
         raise BadCalibration(f"The ranges in {place} are of another model.", hint="Take them again of this one.")
     return calibration
+
+
+def _observed(folded: FoldedModel, program: Program, heard: Sequence[Heard]) -> dict[str, dict[str, Histogram]]:
+    encoder = checkpoints.encoder_of(folded.checkpoint)
+    return {mode.name: observe(partial(_hearing, encoder, mode, heard)) for mode in program.modes}
+
+
+def _by_point(modes: Mapping[str, Mapping[str, Histogram]]) -> dict[str, list[Histogram]]:
+    """What was seen at each point that has channels, in every mode."""
+    first = next(iter(modes.values()))
+    return {path: [seen[path] for seen in modes.values()] for path, each in first.items() if each.peaks}
+
+
+def _written(modes: Mapping[str, Mapping[str, Histogram]]) -> dict[str, Any]:
+    return {mode: {path: asdict(each) for path, each in seen.items()} for mode, seen in modes.items()}
+
+
+def _read(modes: Mapping[str, Any]) -> dict[str, dict[str, Histogram]]:
+    return {mode: {path: _histogram(each) for path, each in seen.items()} for mode, seen in modes.items()}
+
+
+def _histogram(fields: Mapping[str, Any]) -> Histogram:
+    counts, means, peaks = (tuple(fields[name]) for name in ("counts", "means", "peaks"))
+    return Histogram(fields["low"], fields["high"], counts, means, peaks)
 
 
 def _hearing(encoder: Encoder, mode: Mode, heard: Sequence[Heard]) -> Iterator[Hearing]:

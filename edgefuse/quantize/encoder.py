@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,7 +23,7 @@ from edgefuse.errors import BadScheme
 from edgefuse.lower.sites import Site
 from edgefuse.model import FULL, Context, Encoder
 from edgefuse.model.normalization import NoNorm
-from edgefuse.quantize.graph import BITS, DYNAMIC, INT8, block_of, round_weights
+from edgefuse.quantize.graph import BITS, DYNAMIC, INT8, block_of, dequantized, in_whole_blocks, round_weights
 from edgefuse.quantize.observe import LEVELS, Range, scale_and_zero
 from edgefuse.quantize.plan import Plan
 from edgefuse.quantize.scheme import INNER_LINES, Scheme
@@ -146,11 +145,8 @@ def _rounded_as_it_comes(x: Tensor) -> Tensor:
 
 def _rounded_weight(weight: Tensor, bits: int, block: int) -> Tensor:
     """A weight of as few bits as `graph.QuantizedLayer` has of it; the zeros that fill the last block up are cut off again."""
-    filled = F.pad(weight.detach(), (0, -weight.shape[1] % block)) if block else weight.detach()
-    rounded = round_weights(filled, bits, block)
-    scales = rounded.scale.reshape(len(weight), -1, 1)
-    values = (rounded.integers.reshape(len(weight), scales.shape[1], -1) * scales).reshape(filled.shape)
-    return _straight_through(weight, values[:, : weight.shape[1]])
+    rounded = dequantized(round_weights(in_whole_blocks(weight.detach(), block), bits, block))
+    return _straight_through(weight, rounded[:, : weight.shape[1]])
 
 
 def _straight_through(x: Tensor, rounded: Tensor) -> Tensor:

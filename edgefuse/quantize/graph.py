@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from edgefuse.lower.sites import Layer, network_of
 from edgefuse.quantize.observe import Range, scale_and_zero
+from edgefuse.quantize.palette import PALETTE, palettized
 from edgefuse.quantize.plan import Plan
-from edgefuse.quantize.scheme import LayerPrecision
+from edgefuse.quantize.scheme import LayerPrecision, Rounding
 
 OPERATORS = torch.ops.quantized_decomposed
 INT8 = (-128, 127, torch.int8)
@@ -27,6 +28,7 @@ EIGHT_BITS = 127  # the largest integer of a weight
 DYNAMIC: frozenset[LayerPrecision] = frozenset({"int8-dynamic", "int4-weights"})  # where what a linear takes is rounded too
 SMALLEST_SCALE = 2.0**-24  # of half precision
 FAINT = 7 * SMALLEST_SCALE  # the largest weight of a block of 4 bits that has it
+SHRINKS = torch.linspace(1.0, 0.5, 51).tolist()  # of the largest weight of a row: where mse lets the grid end
 
 
 def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
@@ -36,7 +38,10 @@ def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
     for path, span in plan.values.items():
         network.set_submodule(path, Rounded(span))
     for layer, precision in plan.layers.items():
-        if precision != "fp32":
+        if precision == PALETTE:
+            weight = network.get_parameter(f"{layer}.weight")
+            weight.data = palettized(weight.detach())[0]
+        elif precision != "fp32":
             module = network.get_submodule(layer)
             assert isinstance(module, nn.Linear | nn.Conv2d), "a site is a layer"  # noqa: S101 - `sites_of` says so
             bits, block = BITS.get(precision, 8), block_of(precision, plan)
@@ -111,18 +116,40 @@ class Weights:
     most: int
 
 
-def round_weights(weight: Tensor, bits: int = 8, block: int = 0) -> Weights:
-    """W = diag(scale) integers, with scale = max |row| / (2^(bits - 1) - 1): symmetric, one scale per output channel.
+def round_weights(weight: Tensor, bits: int = 8, block: int = 0, rounding: Rounding = "max") -> Weights:
+    """W = diag(scale) integers: symmetric, one scale per output channel, and the largest weight of a row at the grid's end.
 
-    With blocks, the same for each `block` inputs of a row; the scale is rounded to the 8 significant bits that XNNPACK keeps of
-    it and to half precision, in which LiteRT stores it.
+    scale = max |row| / (2^(bits - 1) - 1), or with "mse" the share of it whose squared rounding error is smallest. With blocks,
+    the same for each `block` inputs of a row; the scale is rounded to the 8 significant bits that XNNPACK keeps of it and to half
+    precision, in which LiteRT stores it.
     """
     most = 2 ** (bits - 1) - 1
-    rows = weight.reshape(weight.shape[0], -1, block) if block else weight.flatten(1).unsqueeze(1)
-    scale = rows.abs().amax(2).clamp(min=SMALLEST_SCALE) / most
-    scale = scale.bfloat16().half().float().clamp(min=SMALLEST_SCALE) if block else scale
-    integers = (rows / scale.unsqueeze(2)).round().clamp(-most, most).to(torch.int8)
-    return Weights(integers.reshape(weight.shape), scale if block else scale.flatten(), most)
+    rows = weight.reshape(len(weight), -1, block) if block else weight.flatten(1).unsqueeze(1)
+    largest = rows.abs().amax(2).clamp(min=SMALLEST_SCALE) / most
+    tried = [_stored(largest * share, block) for share in (SHRINKS if rounding == "mse" else SHRINKS[:1])]
+    errors = torch.stack([(rows - _on_grid(rows, scale, most) * scale.unsqueeze(2)).square().sum(2) for scale in tried])
+    scale = torch.stack(tried).gather(0, errors.argmin(0)[None])[0]
+    integers = _on_grid(rows, scale, most).to(torch.int8).reshape(weight.shape)
+    return Weights(integers, scale if block else scale.flatten(), most)
+
+
+def dequantized(weights: Weights) -> Tensor:
+    """Their values: on the grid, where every runtime that takes the scale from the largest one finds the same integers."""
+    scale = weights.scale.reshape(len(weights.scale), -1, 1)
+    return (weights.integers.reshape(*scale.shape[:2], -1) * scale).reshape(weights.integers.shape)
+
+
+def in_whole_blocks(weight: Tensor, block: int) -> Tensor:
+    """Zeros behind the inputs (rows, columns) of each row, as many as make whole blocks of them."""
+    return F.pad(weight, (0, -weight.shape[1] % block)) if block else weight
+
+
+def _on_grid(rows: Tensor, scale: Tensor, most: int) -> Tensor:
+    return (rows / scale.unsqueeze(2)).round().clamp(-most, most)
+
+
+def _stored(scale: Tensor, block: int) -> Tensor:
+    return scale.bfloat16().half().to(scale.dtype).clamp(min=SMALLEST_SCALE) if block else scale
 
 
 class QuantizedLayer(nn.Module):

@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgefuse.errors import BadCalibration
+from edgefuse.lower.graph import Point
 from edgefuse.lower.sites import points_of
 from edgefuse.quantize.scheme import Clipping
 
 BINS = 2048
 LEVELS = 256
+IMAGE = 4  # axes of what a convolution takes and makes, channels second; elsewhere they are last
 OUTLIERS = 1e-4  # the share that percentile clips at either end
 SHRINKS = np.linspace(1.0, 0.2, 81)  # of a range: what mse and kl try
 SMOOTH = 1e-9  # probability of a bin that rounding left empty
@@ -42,11 +44,15 @@ class Histogram:
         low: the smallest, or 0.
         high: the largest, or 0.
         counts: (BINS,) how many fell into each of as many equal parts of [low, high].
+        means: (channels,) the mean of each channel; empty at a point that is neither before nor behind a layer.
+        peaks: (channels,) the largest magnitude of each.
     """
 
     low: float
     high: float
     counts: tuple[int, ...]
+    means: tuple[float, ...] = ()
+    peaks: tuple[float, ...] = ()
 
     def range(self, clipping: Clipping) -> Range:
         """The range that eight bits should cover; it holds 0."""
@@ -95,13 +101,15 @@ def observe(hearing: Callable[[], Iterable[Hearing]]) -> dict[str, Histogram]:
             raise BadCalibration(f"A value at {path} is not finite.", hint="Look for broken recordings, or for broken weights.")
     counts = {path: _Counts(each.low, each.high) for path, each in ends.items()}
     _listen(hearing(), counts)
-    return {path: Histogram(each.low, each.high, tuple(each.counts.tolist())) for path, each in counts.items()}
+    return {
+        path: Histogram(each.low, each.high, tuple(each.counts.tolist()), *ends[path].channels()) for path, each in counts.items()
+    }
 
 
 def _listen(hearing: Iterable[Hearing], listeners: Mapping[str, _Ends | _Counts]) -> None:
     for graph, *inputs in hearing:
         hooks = [
-            point.register_forward_hook(lambda _, __, x, listener=listeners[path]: listener.see(x))
+            point.register_forward_hook(lambda point, _, x, listener=listeners[path]: listener.see(point, x))
             for path, point in points_of(graph).items()
         ]
         try:
@@ -114,12 +122,23 @@ def _listen(hearing: Iterable[Hearing], listeners: Mapping[str, _Ends | _Counts]
 class _Ends:
     def __init__(self) -> None:
         self.low = self.high = 0.0
+        self.seen, self.sums, self.peaks = 0, torch.zeros(0, dtype=torch.float64), torch.zeros(0)
 
-    def see(self, x: Tensor) -> None:
+    def see(self, point: Point, x: Tensor) -> None:
         low, high = (float(end) for end in x.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         if not math.isfinite(low) or not math.isfinite(high):
             self.low = math.nan
+        if point.into or point.of:
+            by_channel = x.movedim(1 if x.ndim == IMAGE else -1, 0).flatten(1)
+            new = self.seen == 0
+            sums, peaks = by_channel.double().sum(1), by_channel.abs().amax(1)
+            self.sums, self.peaks = (sums, peaks) if new else (self.sums + sums, torch.maximum(self.peaks, peaks))
+            self.seen += by_channel.shape[1]
+
+    def channels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Their means, and their peaks."""
+        return tuple((self.sums / max(1, self.seen)).tolist()), tuple(self.peaks.tolist())
 
 
 class _Counts:
@@ -127,7 +146,7 @@ class _Counts:
         self.low, self.high = low, high
         self.counts = torch.zeros(BINS, dtype=torch.int64)
 
-    def see(self, x: Tensor) -> None:
+    def see(self, _: Point, x: Tensor) -> None:
         if self.low < self.high:
             self.counts += torch.histc(x.float(), BINS, self.low, self.high).long()
 

@@ -50,17 +50,8 @@ def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:
         BadScheme: the scheme names a layer that is none.
         BadCalibration: a point that must have a range has none.
     """
-    sites, points, network = sites_of(graph), points_of(graph), network_of(graph)
-    asked = scheme.precisions(tuple(site.layer for site in sites))
-    kept = {}
-    for site in sites:
-        if asked[site.layer] in FOR_LINEARS and isinstance(network.get_submodule(site.layer), nn.Conv2d):
-            kept[site.layer] = FOR_LINEARS[asked[site.layer]]
-        for path in (site.takes, site.makes):
-            line = points[path].line
-            if asked[site.layer] in STATIC and line and getattr(scheme, line) == "fp32":
-                kept[site.layer] = f"its {line} are fp32 in the scheme, and a static layer needs both ends quantized"
-    layers: dict[str, LayerPrecision] = {layer: "fp32" if layer in kept else asked[layer] for layer in asked}
+    sites, points = sites_of(graph), points_of(graph)
+    layers, kept = asked(graph, scheme)
     beside = {path: _beside(path, sites, layers) for path in points}
     chosen = [
         path
@@ -73,6 +64,21 @@ def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:
         )
     wide = frozenset(path for path in chosen if "int8-a16" in beside[path])
     return Plan(sites, layers, kept, {path: ranges[path] for path in chosen}, wide, scheme.block)
+
+
+def asked(graph: nn.Module, scheme: Scheme) -> tuple[dict[str, LayerPrecision], dict[str, str]]:
+    """The precision of each layer, and why one has another than the scheme says."""
+    sites, points, network = sites_of(graph), points_of(graph), network_of(graph)
+    wanted = scheme.precisions(tuple(site.layer for site in sites))
+    kept: dict[str, str] = {}
+    for site in sites:
+        if wanted[site.layer] in FOR_LINEARS and isinstance(network.get_submodule(site.layer), nn.Conv2d):
+            kept[site.layer] = FOR_LINEARS[wanted[site.layer]]
+        for path in (site.takes, site.makes):
+            line = points[path].line
+            if wanted[site.layer] in STATIC and line and getattr(scheme, line) == "fp32":
+                kept[site.layer] = f"its {line} are fp32 in the scheme, and a static layer needs both ends quantized"
+    return {layer: "fp32" if layer in kept else wanted[layer] for layer in wanted}, kept
 
 
 def _beside(path: str, sites: Sequence[Site], layers: Mapping[str, LayerPrecision]) -> set[LayerPrecision]:

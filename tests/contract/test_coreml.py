@@ -20,11 +20,12 @@ from edgefuse.fold import fold
 from edgefuse.lower import Chunks, DeploymentGraph, lower
 from edgefuse.lower.sites import points_of
 from edgefuse.quantize.graph import round_weights
+from edgefuse.quantize.palette import palettized
 from edgefuse.quantize.scheme import SCHEMES, Scheme
 from edgefuse.values import Artifact, Checkpoint, Entry, Program, Quantization, Streaming, TensorSpec
 from edgefuse.verify.gate import judge
 from edgefuse_targets import coreml
-from edgefuse_targets.coreml_quantize import in_halves, palettized
+from edgefuse_targets.coreml_quantize import in_halves
 from edgefuse_targets.foreign import quiet
 from tests.conftest import a_checkpoint
 

@@ -10,20 +10,27 @@ import soundfile
 import torch
 
 from edgefuse import cli, errors
-from edgefuse.checkpoint import read
+from edgefuse.checkpoint import encoder_of, read
 from edgefuse.fold import fold
 from edgefuse.lower import Chunks, lower
 from edgefuse.lower.graph import Point
 from edgefuse.lower.sites import points_of, sites_of
+from edgefuse.model import FULL, Context
 from edgefuse.pipeline import Order, export
 from edgefuse.quantize.calibrate import calibrate, read_ranges, write_ranges
-from edgefuse.quantize.graph import Filled, Rounded, filled, quantized, round_weights
+from edgefuse.quantize.equalize import Seam, equalized, rescaled, seams
+from edgefuse.quantize.graph import Filled, Rounded, dequantized, filled, quantized, round_weights
 from edgefuse.quantize.observe import BINS, Histogram, observe, scale_and_zero
 from edgefuse.quantize.plan import plan
-from edgefuse.quantize.scheme import CLIPPINGS, LAYER_PRECISIONS, SCHEMES, Scheme, read_scheme, scheme_of
+from edgefuse.quantize.prepare import corrected, layer_of, prepare
+from edgefuse.quantize.scheme import CLIPPINGS, LAYER_PRECISIONS, ROUNDINGS, SCHEMES, Scheme, read_scheme, scheme_of
+from edgefuse.recognize import frontend_of, hear
 from edgefuse.speech import COLUMNS, read_speech
 from edgefuse.store import read_bundle
+from edgefuse.target import find
+from edgefuse.values import Quantization
 from edgefuse.verify.parity import snr_db
+from edgefuse.verify.reference import logits_of
 from tests.conftest import a_checkpoint
 from tests.spec.conftest import FUSIONFORMER
 from tests.spec.test_cli_errors import must_be_refused
@@ -54,8 +61,6 @@ def whole(program):
 @pytest.fixture(scope="module")
 def heard(program, speech):
     """A recording as the first entry gets it."""
-    from edgefuse.recognize import frontend_of, hear
-
     features = hear(read_speech(speech), frontend_of(read(FUSIONFORMER)))[0].features
     given = np.zeros(program.entries[0].inputs[0].shape, np.float32)
     frames = min(len(features) // 4, given.shape[1] // 4)
@@ -100,6 +105,22 @@ def test_every_layer_stands_between_a_point_that_it_takes_and_one_that_it_makes(
         name = site.layer.rpartition(".")[2]
         assert name in points[site.takes].into
         assert points[site.makes].of == name
+
+
+def test_a_scheme_file_has_the_switches_of_the_named_scheme_of_its_layers_and_may_turn_them():
+    for name, named in SCHEMES.items():
+        assert scheme_of({"name": name, "layers": name}) == named
+    turned = scheme_of({"layers": "int8", "equalize": False, "bias_correction": False, "rounding": "mse"})
+    assert (turned.equalize, turned.bias_correction, turned.rounding) == (False, False, "mse")
+    assert scheme_of(turned.to_json()) == turned
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_switch_that_needs_speech_makes_a_scheme_need_it(name):
+    bare = dataclasses.replace(SCHEMES[name], equalize=False, bias_correction=False)
+    assert bare.calibrated == (name in {"int8", "int8-a16"})
+    assert dataclasses.replace(bare, equalize=True).calibrated
+    assert dataclasses.replace(bare, bias_correction=True).calibrated
 
 
 # --- ranges
@@ -182,6 +203,107 @@ def test_the_same_speech_gives_the_same_ranges_and_they_survive_the_disk(seen, f
     assert calibrate(folded, program, read_speech(calibration)) == seen
     write_ranges(tmp_path, seen)
     assert read_ranges(tmp_path) == seen
+
+
+# --- weights, before they are rounded
+
+
+def deviation(one, other) -> float:
+    return float(np.abs(one - other).max() / np.abs(one).max())
+
+
+def spoken(folded, features, context=FULL):
+    return logits_of(encoder_of(folded.checkpoint, torch.float64), features, context)
+
+
+def by_random_units(folded):
+    draw, found = torch.Generator().manual_seed(0), [each for each in seams(folded.checkpoint.config) if isinstance(each, Seam)]
+    widths = {seam: len(folded.checkpoint.weights[seam.divided[1]]) for seam in found}
+    return found, {seam: torch.randn(width, generator=draw, dtype=torch.float64).exp() for seam, width in widths.items()}
+
+
+@pytest.mark.parametrize("context", [FULL, Context(16, 16)], ids=["whole", "chunks"])
+def test_other_units_change_no_answer(folded, seen, speech, context):
+    features = hear(read_speech(speech), frontend_of(folded.checkpoint))[0].features
+    wanted, (found, units) = spoken(folded, features, context), by_random_units(folded)
+    assert len(found) == 2 + 6 * folded.checkpoint.config.layers + 1
+    for other in (rescaled(folded, units), equalized(folded, seen.peaks)):
+        assert 0.0 < deviation(wanted, spoken(other, features, context)) < 1e-10
+
+
+def test_a_unit_on_one_side_only_is_another_model(folded, speech):
+    features = hear(read_speech(speech), frontend_of(folded.checkpoint))[0].features
+    wanted, (found, units) = spoken(folded, features), by_random_units(folded)
+    for seam in found[:8]:
+        half = dataclasses.replace(seam, multiplied=())
+        assert deviation(wanted, spoken(rescaled(folded, {half: units[seam]}), features)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"norm": "layer"}, {"positions": "none"}, {"norm_positions": True}, {"norm_residual": "block"}, {"conv_expansion": 2}],
+    ids=str,
+)
+def test_units_are_free_in_every_architecture_or_refused_with_a_reason(changes, padded_batch):
+    model = fold(a_checkpoint(**changes))
+    (found, units), (features, lengths) = by_random_units(model), padded_batch
+    wanted, given = (
+        encoder_of(each.checkpoint, torch.float64)(features.double(), lengths)[0].detach().numpy()
+        for each in (model, rescaled(model, units))
+    )
+    assert deviation(wanted, given) < 1e-10
+    refused = {each.site for each in seams(model.checkpoint.config) if not isinstance(each, Seam)}
+    assert ("residual" in refused) == (changes.get("norm") == "layer" or changes.get("norm_residual") == "block")
+    assert ("blocks.0.macaron" in refused) == (changes.get("norm") == "layer")
+    assert len(found) > 2
+
+
+def test_equalized_channels_share_the_range_of_a_value_more_evenly(seen):
+    for path in ("blocks.3.macaron.hidden", "blocks.3.convolution.gated", "subsampling.first"):
+        before, after = (np.array(modes["offline"][path].peaks) for modes in (seen.modes, seen.equalized))
+        assert np.log(after).std() < np.log(before).std()
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(4, 1), (4, 4)])
+def test_a_corrected_bias_leaves_the_mean_answer_where_it_was(channels, groups):
+    draw = torch.Generator().manual_seed(0)
+    layer = torch.nn.Conv2d(channels, 4, (1, 3), groups=groups, dtype=torch.float64)
+    x = torch.rand(1, channels, 1, 1, generator=draw, dtype=torch.float64).expand(-1, -1, 1, 9)
+    wanted, weight = layer(x), layer.weight.detach().clone()
+    layer.weight.data = dequantized(round_weights(weight, 4))
+    assert not torch.allclose(wanted, layer(x))
+    layer.bias.data = corrected(layer.bias.data, weight - layer.weight.data, x.mean((0, 2, 3)))
+    assert torch.allclose(wanted, layer(x))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_weights_on_the_grid_round_to_the_integers_that_made_them_in_float32_too(bits, rounding):
+    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight[0] = 0.0
+    rounded = round_weights(weight, bits, rounding)
+    assert torch.equal(round_weights(dequantized(rounded).float(), bits).integers, rounded.integers)
+    assert rounded.integers[1:].abs().amax(1).eq(rounded.most).all()
+
+
+def test_a_row_that_is_clipped_has_a_smaller_squared_error():
+    weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    error = {way: (weight - dequantized(round_weights(weight, 4, way))).square().sum(1) for way in ROUNDINGS}
+    assert (error["mse"] <= error["max"]).all()
+    assert error["mse"].sum() < 0.95 * error["max"].sum()
+
+
+def test_a_prepared_model_has_every_rounded_layer_on_its_grid_and_the_others_as_they_were(folded, whole, seen):
+    prepared = prepare(folded, SCHEMES["int4-weights"], whole, seen).checkpoint.weights
+    before = folded.checkpoint.weights
+    for site in sites_of(whole):
+        name = layer_of(site.layer, prepared)
+        weight = prepared[f"{name}.weight"]
+        if "conv1" in name or "conv2" in name or "depthwise" in name:
+            assert torch.equal(weight, before[f"{name}.weight"])
+        else:
+            assert torch.allclose(dequantized(round_weights(weight, 4)), weight)
+            assert not torch.equal(prepared[f"{name}.bias"], before[f"{name}.bias"])
 
 
 # --- graphs
@@ -274,6 +396,40 @@ def test_a_product_has_a_wider_range_than_the_answer_that_its_bias_makes_of_it()
     assert low <= float(product.min())
     assert high >= float(product.max())
     assert low <= 0.0 <= high
+
+
+@pytest.mark.parametrize("name", ["int8-weights", "int4-weights"])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_the_integers_in_a_tflite_are_those_of_the_grid(name, rounding, tmp_path):
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="needs LiteRT")
+    pytest.importorskip("litert_torch", reason="needs LiteRT's converter")
+    scheme, model = Scheme(name, name, rounding=rounding), fold(a_checkpoint())
+    program = lower(model, [0.64], "fp32")
+    graph = lower(prepare(model, scheme, program.entries[0].graph, None), [0.64], "fp32")
+    asked = dataclasses.replace(graph, precision=name, quantization=Quantization(scheme, {}, ""))
+    made = find("tflite").export(asked, tmp_path, "model")
+    found = [
+        (integers, np.sort(tensor.quantization.scale))
+        for tensor, integers in stored_integers(schema, made.path.read_bytes(), "INT4" if "4" in name else "INT8")
+    ]
+    layers = [layer for layer, precision in made.layers.items() if precision != "fp32"]
+    assert len(layers) == len(found)
+    for layer in layers:
+        weight = model.checkpoint.weights[f"{layer_of(layer, model.checkpoint.weights)}.weight"]
+        ours = round_weights(weight, 4 if "4" in name else 8, rounding)
+        scales = np.sort(ours.scale.numpy())
+        wanted = np.sort(ours.integers.numpy(), axis=None)
+        assert any(np.array_equal(wanted, i) and np.allclose(scales, s, rtol=1e-5) for i, s in found), layer
+
+
+def stored_integers(schema, content: bytes, kind: str):
+    """Every tensor of integers in a .tflite that has a scale per row, and what it holds, sorted: LiteRT transposes weights."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    for tensor in (each for graph in model.subgraphs for each in graph.tensors):
+        rows = tensor.quantization is not None and tensor.quantization.scale is not None and len(tensor.quantization.scale) > 1
+        if rows and tensor.type == getattr(schema.TensorType, kind):
+            held = np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.int8)
+            yield tensor, np.sort(np.concatenate([held << 4 >> 4, held >> 4]) if kind == "INT4" else held)
 
 
 # --- the road
@@ -405,6 +561,9 @@ WRONG = {
     "scheme_unknown_precision": [*EXPORT, "--precision", "HERE/precision.toml"],
     "scheme_block": [*EXPORT, "--precision", "HERE/block.toml"],
     "scheme_without_layers": [*EXPORT, "--precision", "HERE/nothing.toml"],
+    "scheme_switch_neither_on_nor_off": [*EXPORT, "--precision", "HERE/switch.toml"],
+    "scheme_unknown_rounding": [*EXPORT, "--precision", "HERE/rounding.toml"],
+    "no_means_to_correct_biases_with": [*EXPORT, "--precision", "int4-weights"],
 }
 SCHEME_FILES = {
     "diary": "Dear diary\n",
@@ -413,6 +572,8 @@ SCHEME_FILES = {
     "precision": 'layers = "int7"\n',
     "block": 'layers = "int4-weights"\nblock = 48\n',
     "nothing": 'logits = "fp32"\n',
+    "switch": 'layers = "int8"\nequalize = 1\n',
+    "rounding": 'layers = "int8"\nrounding = "nearest"\n',
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse import cli
-from edgefuse.explore import HELD_OUT, Inquiry, prepare, sensitivity
+from edgefuse.explore import HELD_OUT, Inquiry, sensitivity, stand
 from edgefuse.lower import Chunks
 from edgefuse.model.cost import cost
 from edgefuse.pipeline import silent
@@ -71,7 +71,7 @@ def test_a_line_of_the_scheme_is_a_part_too(inquiry):
 
 
 def test_what_layers_are_adds_up_to_the_model(inquiry):
-    ground = prepare(inquiry, silent)
+    ground = stand(inquiry, silent)
     config, (entry,) = ground.folded.checkpoint.config, ground.program.entries
     frames = entry.outputs[0].shape[1]
     whole = cost(config)
