@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
 from edgefuse.lower.program import caches_of
 from edgefuse.model import SUBSAMPLING, Encoder
 from edgefuse.quantize.equalize import equalized
-from edgefuse.quantize.observe import Hearing, Histogram, Range, observe
+from edgefuse.quantize.observe import Hearing, Histogram, Range, observe, products
 from edgefuse.quantize.scheme import Clipping
 from edgefuse.recognize import Heard, encoder_frames, frontend_of, hear
 from edgefuse.speech import TestSet, read_speech
@@ -43,6 +43,8 @@ class Calibration:
         speech: digest of the speech.
         recordings: SHA-256 of each recording: none of them may be tested on.
         parent: digest of the folded model.
+        listen: hears the speech again, with the model or the equalized one: of each point, E[x x^T] over its channels, all modes
+            as much as another. None where only ranges are at hand.
     """
 
     modes: Mapping[str, Mapping[str, Histogram]]
@@ -50,6 +52,7 @@ class Calibration:
     speech: str
     recordings: frozenset[str]
     parent: str
+    listen: Callable[[bool], Mapping[str, Tensor]] | None = field(default=None, compare=False)
 
     @property
     def peaks(self) -> dict[str, Tensor]:
@@ -63,6 +66,15 @@ class Calibration:
             path: torch.tensor([each.means for each in seen], dtype=torch.float64).mean(0)
             for path, seen in _by_point(modes).items()
         }
+
+    def products(self, *, equalized: bool) -> Mapping[str, Tensor]:
+        """Of each point that linears take, E[x x^T] over its channels; a `BadCalibration` if there is no speech to hear."""
+        if self.listen is None:
+            raise BadCalibration(
+                'rounding = "gptq" hears the speech itself, not ranges that were taken from it.',
+                hint="Name the speech with: --calibration SPEECH",
+            )
+        return self.listen(equalized)
 
     def ranges(self, mode: str, clipping: Clipping, *, equalized: bool = False) -> dict[str, Range]:
         """The range of each point in one mode; a `BadCalibration` if it was not calibrated."""
@@ -85,7 +97,15 @@ def calibrate(folded: FoldedModel, program: Program, speech: TestSet) -> Calibra
     _require_speech(heard, speech)
     modes = _observed(folded, program, heard)
     seen = Calibration(modes, {}, speech.digest, _recordings(speech), folded.digest)
-    return replace(seen, equalized=_observed(equalized(folded, seen.peaks), program, heard))
+    evened = equalized(folded, seen.peaks)
+
+    @cache
+    def listen(equalized: bool) -> Mapping[str, Tensor]:  # noqa: FBT001 - a key of the cache
+        encoder = checkpoints.encoder_of((evened if equalized else folded).checkpoint)
+        modes = [products(_hearing(encoder, mode, heard)) for mode in program.modes]
+        return {path: torch.stack([each[path] for each in modes]).mean(0) for path in modes[0]}
+
+    return replace(seen, equalized=_observed(evened, program, heard), listen=listen)
 
 
 def _require_apart(recordings: frozenset[str], test_set: TestSet) -> None:

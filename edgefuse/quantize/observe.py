@@ -32,6 +32,7 @@ IMAGE = 4  # axes of what a convolution takes and makes, channels second; elsewh
 OUTLIERS = 1e-4  # the share that percentile clips at either end
 SHRINKS = np.linspace(1.0, 0.2, 81)  # of a range: what mse and kl try
 SMOOTH = 1e-9  # probability of a bin that rounding left empty
+LINEAR = ("batch", "frames", "channels")  # the axes of what a linear takes
 Range = tuple[float, float]
 Hearing = tuple[nn.Module, *tuple[Tensor, ...]]  # a graph, and what it hears
 
@@ -106,7 +107,15 @@ def observe(hearing: Callable[[], Iterable[Hearing]]) -> dict[str, Histogram]:
     }
 
 
-def _listen(hearing: Iterable[Hearing], listeners: Mapping[str, _Ends | _Counts]) -> None:
+@torch.no_grad()
+def products(hearing: Iterable[Hearing]) -> dict[str, Tensor]:
+    """E[x x^T] over the channels (C, C) of each point that linears take, float64."""
+    sums: defaultdict[str, _Products] = defaultdict(_Products)
+    _listen(hearing, sums)
+    return {path: each.sums / each.seen for path, each in sums.items() if each.seen}
+
+
+def _listen(hearing: Iterable[Hearing], listeners: Mapping[str, _Ends | _Counts | _Products]) -> None:
     for graph, *inputs in hearing:
         hooks = [
             point.register_forward_hook(lambda point, _, x, listener=listeners[path]: listener.see(point, x))
@@ -139,6 +148,17 @@ class _Ends:
     def channels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Their means, and their peaks."""
         return tuple((self.sums / max(1, self.seen)).tolist()), tuple(self.peaks.tolist())
+
+
+class _Products:
+    def __init__(self) -> None:
+        self.seen, self.sums = 0, torch.zeros((), dtype=torch.float64)
+
+    def see(self, point: Point, x: Tensor) -> None:
+        if point.into and x.ndim == len(LINEAR):
+            rows = x.flatten(0, -2).double()
+            self.seen += len(rows)
+            self.sums = self.sums + rows.T @ rows
 
 
 class _Counts:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
+
 from edgefuse.checkpoint import ISTD, MEAN, assemble
 from edgefuse.lower.sites import sites_of
+from edgefuse.quantize.compensate import compensated
 from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.graph import BITS, dequantized, in_whole_blocks, round_weights
 from edgefuse.quantize.palette import PALETTE, palettized
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from edgefuse.quantize.scheme import LayerPrecision, Scheme
     from edgefuse.values import FoldedModel
 
+LINEAR = 2  # dimensions of a linear's weight
 OTHERWISE = {"head.ctc": "ctc"}  # what a layer of a deployment graph is called in the model, where it is not `path` or in it
 
 
@@ -36,12 +41,13 @@ def prepare(folded: FoldedModel, scheme: Scheme, graph: nn.Module, calibration: 
     checkpoint = folded.checkpoint
     source = equalized(folded, calibration.peaks).checkpoint if calibration and scheme.equalize else checkpoint
     means = calibration.means(equalized=scheme.equalize) if calibration and scheme.bias_correction else {}
+    heard = calibration.products(equalized=scheme.equalize) if calibration and scheme.rounding == "gptq" else {}
     weights = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in source.weights.items()}
     takes, layers = {site.layer: site.takes for site in sites_of(graph)}, asked(graph, scheme)[0]
     for layer in (layer for layer, precision in layers.items() if precision != "fp32"):
         name = layer_of(layer, weights)
         weight = weights[f"{name}.weight"]
-        rounded = _rounded(weight, layers[layer], scheme)
+        rounded = _rounded(weight, layers[layer], scheme, _covariance(heard.get(takes[layer]), means.get(takes[layer])))
         if means:
             lost = weight - rounded
             weights[f"{name}.bias"] = corrected(weights[f"{name}.bias"], lost, means[takes[layer]])
@@ -50,13 +56,25 @@ def prepare(folded: FoldedModel, scheme: Scheme, graph: nn.Module, calibration: 
     return dataclasses.replace(folded, checkpoint=assemble(checkpoint.config, tensors, checkpoint.tokens))
 
 
-def _rounded(weight: Tensor, precision: LayerPrecision, scheme: Scheme) -> Tensor:
+def _rounded(weight: Tensor, precision: LayerPrecision, scheme: Scheme, covariance: Tensor | None) -> Tensor:
     """A weight as a scheme rounds it; zeros that fill the last block up are cut off again."""
     if precision == PALETTE:
         return palettized(weight.float())[0].double()
-    block = scheme.block if precision in BITS else 0
-    rounded = round_weights(in_whole_blocks(weight, block), BITS.get(precision, 8), block, scheme.rounding)
-    return dequantized(rounded)[:, : weight.shape[1]]
+    bits, block = BITS.get(precision, 8), scheme.block if precision in BITS else 0
+    filled = in_whole_blocks(weight, block)
+    if scheme.rounding != "gptq":
+        rounded = dequantized(round_weights(filled, bits, block, scheme.rounding))
+    elif covariance is None or weight.ndim > LINEAR:
+        rounded = dequantized(round_weights(filled, bits, block, "mse"))
+    else:
+        more = filled.shape[1] - weight.shape[1]
+        rounded = compensated(filled, F.pad(covariance, (0, more, 0, more)), bits, block)
+    return rounded[:, : weight.shape[1]]
+
+
+def _covariance(product: Tensor | None, mean: Tensor | None) -> Tensor | None:
+    """E[x x^T], or where the bias takes the mean of the error E[x x^T] - E[x] E[x]^T."""
+    return product if product is None or mean is None else product - torch.outer(mean, mean)
 
 
 def layer_of(path: str, weights: Mapping[str, Tensor]) -> str:

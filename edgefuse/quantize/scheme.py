@@ -51,7 +51,7 @@ ValuePrecision = Literal["fp32", "int8"]
 VALUE_PRECISIONS: tuple[ValuePrecision, ...] = get_args(ValuePrecision)
 Clipping = Literal["minmax", "percentile", "mse", "kl"]
 CLIPPINGS: tuple[Clipping, ...] = get_args(Clipping)
-Rounding = Literal["max", "mse"]
+Rounding = Literal["max", "mse", "gptq"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 INNER_LINES = ("attention", "residual")  # values with a precision of their own; the other lines are the ends of a layer
 LINES = (*INNER_LINES, "features", "logits")
@@ -115,7 +115,7 @@ class Scheme:
     @property
     def calibrated(self) -> bool:
         """Whether it needs calibration: ranges, peaks to equalize, or means to correct biases with."""
-        switched = self.equalize or self.bias_correction
+        switched = self.equalize or self.bias_correction or self.rounding == "gptq"
         inner = any(getattr(self, line) == "int8" for line in INNER_LINES)
         return switched or inner or not STATIC.isdisjoint((self.layers, *self.table.values()))
 
@@ -144,7 +144,7 @@ DATA_FREE = ("int8-dynamic", "int8-weights")  # these need no speech, and lose l
 
 
 def _named(name: LayerPrecision) -> Scheme:
-    rounding: Rounding = "mse" if name == "int4-weights" else "max"
+    rounding: Rounding = "gptq" if name == "int4-weights" else "max"
     return Scheme(name, name, equalize=name in STATIC, bias_correction=name not in DATA_FREE, rounding=rounding)
 
 

@@ -54,6 +54,7 @@ from edgefuse.train.module import FineTuning
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
 from edgefuse.values import Checkpoint, FoldedModel
 
+SCHEME = "scheme.toml"
 CHUNKS = Chunks(640, 2560)  # whose ranges all chunks have
 FLOAT, BEFORE = ", float before", ", rounded before"  # behind a test set: what the checkpoint heard in it as it was given
 
@@ -72,6 +73,9 @@ def fine_tune(
 ) -> Trained:
     """Fine-tune the folded checkpoint `start` for a scheme; its word errors are those of the quantized graph.
 
+    `scheme.toml` in the run's folder is the scheme to export it with: without equalization, which would leave the grid on which
+    the weights have been trained.
+
     Raises:
         UsageError: a checkpoint that is not folded, or still has a batch norm; a scheme that needs ranges, and no calibration.
         BadScheme: a scheme of other layers, or of what training cannot win back.
@@ -80,6 +84,7 @@ def fine_tune(
     torch.set_num_threads(threads)
     require_free_run(output, resume=resume)
     require_learnable(scheme)
+    scheme = replace(scheme, equalize=False, bias_correction=False, rounding="max")  # training does what these are for
     folded = _read(start)
     rounding = rounding_of(folded, scheme, calibration, speech)
     stores, tokens = features or speech / "features", Tokens(folded.checkpoint.tokens)
@@ -97,6 +102,7 @@ def fine_tune(
     errors = {name + when: counted for when, found in before.items() for name, counted in found.items()}
     errors |= test(partial(rounding.answer, made), *heard, CONTEXTS)
     told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
+    (output / SCHEME).write_text(scheme.to_toml(), encoding="utf-8")
     write_metrics(output, {"from": folded.digest, "scheme": scheme.to_json(), **told}, errors)
     return Trained(output / "checkpoint", errors)
 

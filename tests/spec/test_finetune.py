@@ -39,7 +39,7 @@ from tests.spec.test_training import NO_AUGMENTATION, TOKENS, write_corpus
 
 QUICK = replace(FINE_TUNING, epochs=2, batch_seconds=8.0, augmentation=NO_AUGMENTATION)
 FRAMES = 24
-FEW = [name for name in SCHEMES if name != "int8-a16"]
+FEW = [name for name in SCHEMES if name not in ("int8-a16", "palette4-weights")]
 
 
 @pytest.fixture(autouse=True)
@@ -301,6 +301,7 @@ WRONG = {
     "no_calibration": [*FINE_TUNE, "--precision", "int8"],
     "calibration_without_a_precision": [*TRAIN, "--calibration", "HERE/tested"],
     "calibration_of_the_test_set": [*FINE_TUNE, "--precision", "int8", "--calibration", "HERE/tested"],
+    "palette": [*FINE_TUNE, "--precision", "palette4-weights"],
     "another_preset": [*FINE_TUNE, "--precision", "int4-weights", "--preset", "small"],
     "no_corpus": ["train", "--speech", "HERE/tested", "-o", "HERE/new", "--from", "HERE/folded", "--precision", "int4-weights"],
     "nothing_to_resume": [*FINE_TUNE, "--precision", "int4-weights", "--resume"],

@@ -281,20 +281,21 @@ def test_a_corrected_bias_leaves_the_mean_answer_where_it_was(channels, groups):
 def test_weights_on_the_grid_round_to_the_integers_that_made_them_in_float32_too(bits, rounding):
     weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weight[0] = 0.0
-    rounded = round_weights(weight, bits, rounding)
+    rounded = round_weights(weight, bits, rounding=rounding)
     assert torch.equal(round_weights(dequantized(rounded).float(), bits).integers, rounded.integers)
     assert rounded.integers[1:].abs().amax(1).eq(rounded.most).all()
 
 
 def test_a_row_that_is_clipped_has_a_smaller_squared_error():
     weight = torch.randn(40, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    error = {way: (weight - dequantized(round_weights(weight, 4, way))).square().sum(1) for way in ROUNDINGS}
+    error = {way: (weight - dequantized(round_weights(weight, 4, rounding=way))).square().sum(1) for way in ROUNDINGS}
     assert (error["mse"] <= error["max"]).all()
     assert error["mse"].sum() < 0.95 * error["max"].sum()
 
 
 def test_a_prepared_model_has_every_rounded_layer_on_its_grid_and_the_others_as_they_were(folded, whole, seen):
-    prepared = prepare(folded, SCHEMES["int4-weights"], whole, seen).checkpoint.weights
+    scheme = dataclasses.replace(SCHEMES["int4-weights"], block=0)
+    prepared = prepare(folded, scheme, whole, seen).checkpoint.weights
     before = folded.checkpoint.weights
     for site in sites_of(whole):
         name = layer_of(site.layer, prepared)
@@ -403,7 +404,7 @@ def test_a_product_has_a_wider_range_than_the_answer_that_its_bias_makes_of_it()
 def test_the_integers_in_a_tflite_are_those_of_the_grid(name, rounding, tmp_path):
     schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="needs LiteRT")
     pytest.importorskip("litert_torch", reason="needs LiteRT's converter")
-    scheme, model = Scheme(name, name, rounding=rounding), fold(a_checkpoint())
+    scheme, model = Scheme(name, name, rounding=rounding, block=0), fold(a_checkpoint())
     program = lower(model, [0.64], "fp32")
     graph = lower(prepare(model, scheme, program.entries[0].graph, None), [0.64], "fp32")
     asked = dataclasses.replace(graph, precision=name, quantization=Quantization(scheme, {}, ""))
@@ -416,7 +417,7 @@ def test_the_integers_in_a_tflite_are_those_of_the_grid(name, rounding, tmp_path
     assert len(layers) == len(found)
     for layer in layers:
         weight = model.checkpoint.weights[f"{layer_of(layer, model.checkpoint.weights)}.weight"]
-        ours = round_weights(weight, 4 if "4" in name else 8, rounding)
+        ours = round_weights(weight, 4 if "4" in name else 8, rounding=rounding)
         scales = np.sort(ours.scale.numpy())
         wanted = np.sort(ours.integers.numpy(), axis=None)
         assert any(np.array_equal(wanted, i) and np.allclose(scales, s, rtol=1e-5) for i, s in found), layer
