@@ -24,7 +24,7 @@ from edgefuse.explore import Ground, Inquiry, stand
 from edgefuse.foreign import in_words
 from edgefuse.pipeline import Tell, silent
 from edgefuse.quantize.mixes import PICTURE, WORTH, Bounds, Measured, binding, cheapest, mixes, scheme_of_mix, spread
-from edgefuse.quantize.scheme import CLIPPINGS, SCHEMES, LayerPrecision, Scheme
+from edgefuse.quantize.scheme import CLIPPINGS, ROUNDINGS, SCHEMES, LayerPrecision, Scheme, scheme_of
 from edgefuse.quantize.sensitivity import alone, extents, module_of
 from edgefuse.quantize.trial import Trial
 from edgefuse.report.picture import draw_front
@@ -34,7 +34,12 @@ from edgefuse.values import Artifact
 from edgefuse.verify.wer import WordErrors
 
 NOTES, SCHEME = "search.json", "scheme.toml"
-ALL = Scheme("all", "int8", features="int8", logits="int8")  # every layer, so that every layer is a choice
+ALL = replace(SCHEMES["int8"], name="all", table={}, features="int8", logits="int8")  # so that every layer is a choice
+WAYS: tuple[dict[str, Any], ...] = (  # to be tried one after another, each with what was best of the ones before
+    *({"clipping": way} for way in CLIPPINGS),
+    *({"equalize": way} for way in (True, False)),
+    *({"rounding": way} for way in ROUNDINGS),
+)
 FAST: tuple[LayerPrecision, ...] = ("int8", "int8-dynamic")
 SMALL: tuple[LayerPrecision, ...] = (
     "int8-weights",
@@ -97,7 +102,7 @@ def _measured(bench: _Bench, bounds: Bounds) -> tuple[Measured, ...]:
     small = bounds.megabytes is not None or bench.evaluated
     able = bench.able(FAST + SMALL if small else FAST)
     uniform = [bench.measure(SCHEMES[each]) for each in able]
-    like = bench.clipped()
+    like = bench.ways()
     corners = mixes(bench.noises(like, able), bench.extents, WORTH if small else 0.0)
     schemes = [scheme_of_mix(f"mix {number}", mix, like) for number, mix in enumerate(corners) if set(mix.values()) != {"fp32"}]
     mixed = {each.name: bench.measure(each) for each in spread(schemes, STEPS)}
@@ -138,14 +143,18 @@ class _Bench:
         """Which precisions the target has."""
         return tuple(each for each in wanted if not self._target.refusals(self._ground.quantized(SCHEMES[each])))
 
-    def clipped(self) -> Scheme:
-        """The way of choosing ranges with the least noise."""
+    def ways(self) -> Scheme:
+        """The ranges, the equalization and the rounding with the least noise."""
 
-        def best() -> str:
-            with self._tell("Trying every way to choose ranges"):
-                return min(CLIPPINGS, key=lambda way: self._quick.of(replace(ALL, clipping=way)).noise)
+        def best() -> dict[str, Any]:
+            like, least = ALL, math.inf
+            with self._tell("Trying every way to choose ranges, units and integers"):
+                for way in (each for each in WAYS if self._ground.calibration.listen or each != {"rounding": "gptq"}):
+                    noise = self._quick.of(replace(like, **way)).noise
+                    like, least = (replace(like, **way), noise) if noise < least else (like, least)
+            return like.to_json()
 
-        return replace(ALL, clipping=self._notes.once("clipping", best))
+        return scheme_of(self._notes.once("ways", best))
 
     def noises(self, like: Scheme, able: Sequence[LayerPrecision]) -> dict[str, dict[LayerPrecision, float]]:
         """Of each layer alone in each precision that it can have."""

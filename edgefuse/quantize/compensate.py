@@ -21,11 +21,11 @@ TOGETHER = 64  # columns whose errors reach the columns behind them in one produ
 
 
 def compensated(weight: Tensor, covariance: Tensor, bits: int, block: int) -> Tensor:
-    """W^ (rows, columns), float64, on the grid that `round_weights` chooses with "mse"; `covariance` (columns, columns).
+    """W^ (rows, columns), float64, on the clipped grid of `round_weights`; `covariance` (columns, columns).
 
     The largest weight of each row (and block) stays at the end of the grid, where every runtime finds the scale again.
     """
-    chosen = round_weights(weight, bits, block, "mse")
+    chosen = round_weights(weight, bits, block, clipped=True)
     scale = chosen.scale.reshape(len(weight), -1, 1)
     groups = weight.reshape(len(weight), scale.shape[1], -1)
     steps = scale.expand_as(groups).reshape(weight.shape)

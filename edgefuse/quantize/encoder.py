@@ -23,14 +23,22 @@ from edgefuse.errors import BadScheme
 from edgefuse.lower.sites import Site
 from edgefuse.model import FULL, Context, Encoder
 from edgefuse.model.normalization import NoNorm
-from edgefuse.quantize.graph import BITS, DYNAMIC, INT8, block_of, dequantized, in_whole_blocks, round_weights
-from edgefuse.quantize.observe import LEVELS, Range, scale_and_zero
+from edgefuse.quantize.graph import (
+    BITS,
+    DYNAMIC,
+    INT8,
+    block_of,
+    dequantized,
+    in_whole_blocks,
+    round_weights,
+    rounded_as_it_comes,
+)
+from edgefuse.quantize.observe import Range, scale_and_zero
 from edgefuse.quantize.plan import Plan
 from edgefuse.quantize.scheme import INNER_LINES, Scheme
 
 HEAD = "head.ctc"
 CONVOLUTIONS = ("conv1", "conv2", "depthwise")
-SMALLEST_STEP = torch.finfo(torch.float32).eps
 
 
 def layer_of(site: str) -> str:
@@ -132,14 +140,8 @@ def _rounded(x: Tensor, span: Range) -> Tensor:
 
 
 def _rounded_as_it_comes(x: Tensor) -> Tensor:
-    """The same, with the range of each utterance: x (B, ...)."""
-    dimensions = tuple(range(1, x.ndim))
     with torch.no_grad():
-        low = x.amin(dimensions, keepdim=True).clamp(max=0.0)
-        high = x.amax(dimensions, keepdim=True).clamp(min=0.0)
-        scale = ((high - low) / (LEVELS - 1)).clamp(min=SMALLEST_STEP)
-        zero = (INT8[0] - (low / scale).round()).clamp(*INT8[:2])
-        rounded = (((x * (1.0 / scale)).round() + zero).clamp(*INT8[:2]) - zero) * scale
+        rounded = rounded_as_it_comes(x)
     return _straight_through(x, rounded)
 
 

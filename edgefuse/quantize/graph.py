@@ -18,7 +18,7 @@ from edgefuse.lower.sites import Layer, network_of
 from edgefuse.quantize.observe import Range, scale_and_zero
 from edgefuse.quantize.palette import PALETTE, palettized
 from edgefuse.quantize.plan import Plan
-from edgefuse.quantize.scheme import LayerPrecision, Rounding
+from edgefuse.quantize.scheme import LayerPrecision
 
 OPERATORS = torch.ops.quantized_decomposed
 INT8 = (-128, 127, torch.int8)
@@ -28,7 +28,7 @@ EIGHT_BITS = 127  # the largest integer of a weight
 DYNAMIC: frozenset[LayerPrecision] = frozenset({"int8-dynamic", "int4-weights"})  # where what a linear takes is rounded too
 SMALLEST_SCALE = 2.0**-24  # of half precision
 FAINT = 7 * SMALLEST_SCALE  # the largest weight of a block of 4 bits that has it
-SHRINKS = torch.linspace(1.0, 0.5, 51).tolist()  # of the largest weight of a row: where mse lets the grid end
+SHRINKS = torch.linspace(1.0, 0.5, 51).tolist()  # of the largest weight of a row: where the grid may end
 
 
 def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
@@ -116,17 +116,17 @@ class Weights:
     most: int
 
 
-def round_weights(weight: Tensor, bits: int = 8, block: int = 0, rounding: Rounding = "max") -> Weights:
+def round_weights(weight: Tensor, bits: int = 8, block: int = 0, *, clipped: bool = False) -> Weights:
     """W = diag(scale) integers: symmetric, one scale per output channel, and the largest weight of a row at the grid's end.
 
-    scale = max |row| / (2^(bits - 1) - 1), or with "mse" the share of it whose squared rounding error is smallest. With blocks,
+    scale = max |row| / (2^(bits - 1) - 1), or if `clipped` the share of it whose squared rounding error is smallest. With blocks,
     the same for each `block` inputs of a row; the scale is rounded to the 8 significant bits that XNNPACK keeps of it and to half
     precision, in which LiteRT stores it.
     """
     most = 2 ** (bits - 1) - 1
     rows = weight.reshape(len(weight), -1, block) if block else weight.flatten(1).unsqueeze(1)
     largest = rows.abs().amax(2).clamp(min=SMALLEST_SCALE) / most
-    tried = [_stored(largest * share, block) for share in (SHRINKS if rounding == "mse" else SHRINKS[:1])]
+    tried = [_stored(largest * share, block) for share in (SHRINKS if clipped else SHRINKS[:1])]
     errors = torch.stack([(rows - _on_grid(rows, scale, most) * scale.unsqueeze(2)).square().sum(2) for scale in tried])
     scale = torch.stack(tried).gather(0, errors.argmin(0)[None])[0]
     integers = _on_grid(rows, scale, most).to(torch.int8).reshape(weight.shape)
@@ -174,7 +174,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Answer as the layer does."""
         x = F.pad(x, (0, self.more)) if self.more else x
-        x = _rounded_as_it_comes(x) if self.dynamic else x
+        x = rounded_as_it_comes(x) if self.dynamic else x
         weight = self._weight()
         return F.linear(x, weight, self.bias) if self.window is None else F.conv2d(x, weight, self.bias, **self.window)
 
@@ -186,7 +186,8 @@ class QuantizedLayer(nn.Module):
         return OPERATORS.dequantize_per_channel.default(*told, 0, *span)  # type: ignore[no-any-return]
 
 
-def _rounded_as_it_comes(x: Tensor) -> Tensor:
-    scale, zero = OPERATORS.choose_qparams.tensor(x, -128, 127, torch.finfo(torch.float32).eps, torch.int8)
-    integers = OPERATORS.quantize_per_tensor.tensor(x, scale, zero, *INT8)
-    return OPERATORS.dequantize_per_tensor.tensor(integers, scale, zero, *INT8)  # type: ignore[no-any-return]
+def rounded_as_it_comes(x: Tensor) -> Tensor:
+    """Each frame of x (..., frames, channels) with the 256 levels of its own range, as runtimes do."""
+    scale, zero = OPERATORS.choose_qparams_per_token_asymmetric.default(x, torch.int8)
+    integers = OPERATORS.quantize_per_token.default(x, scale, zero, *INT8)
+    return OPERATORS.dequantize_per_token.default(integers, scale, zero, *INT8, torch.float32)  # type: ignore[no-any-return]

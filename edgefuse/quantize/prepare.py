@@ -1,7 +1,7 @@
-"""Other weights before a scheme rounds them: in better units (`equalize`), on the grid, and with biases that undo its bias.
+"""Other weights before a runtime rounds them: in better units, on the grid, and with biases that undo the mean of the error.
 
-The three switches of a scheme. Everything is computed in float64 and before any runtime sees a weight, so that all of them, and
-all entries of a program, round to the same integers.
+What `equalize`, `bias_correction` and `rounding` of a scheme do. Everything is computed in float64 and before any runtime sees a
+weight, so that all of them, and all entries of a program, round to the same integers.
 """
 
 from __future__ import annotations
@@ -62,13 +62,11 @@ def _rounded(weight: Tensor, precision: LayerPrecision, scheme: Scheme, covarian
         return palettized(weight.float())[0].double()
     bits, block = BITS.get(precision, 8), scheme.block if precision in BITS else 0
     filled = in_whole_blocks(weight, block)
-    if scheme.rounding != "gptq":
-        rounded = dequantized(round_weights(filled, bits, block, scheme.rounding))
-    elif covariance is None or weight.ndim > LINEAR:
-        rounded = dequantized(round_weights(filled, bits, block, "mse"))
-    else:
+    if covariance is not None and weight.ndim == LINEAR:
         more = filled.shape[1] - weight.shape[1]
         rounded = compensated(filled, F.pad(covariance, (0, more, 0, more)), bits, block)
+    else:
+        rounded = dequantized(round_weights(filled, bits, block, clipped=scheme.rounding != "max"))
     return rounded[:, : weight.shape[1]]
 
 

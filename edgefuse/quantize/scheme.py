@@ -11,7 +11,8 @@ A scheme is a named one (`edgefuse export --precision int8`) or a TOML file that
     block = 32                 # how many inputs of a layer of 4 bits share a scale; 0: all that make an output
     equalize = true            # give channels the units in which a value's one range, and a row's one scale, cost least
     bias_correction = true     # let the biases undo what rounding the weights does to the mean of a layer's answer
-    rounding = "max"           # where a row of weights is clipped: max, nowhere; or mse, where the squared error is smallest
+    rounding = "max"           # max: to the nearest integers; mse: rows clipped where that has a smaller error; gptq: and what is
+                               # rounded later makes up for what is rounded before
 
     [table]                    # a layer, or a pattern with * and ?; the last line that matches counts
     "blocks.0.*" = "fp32"
@@ -81,7 +82,7 @@ class Scheme:
             layer whose width they do not divide takes zeros behind its inputs.
         equalize: whether channels get other units first; see `edgefuse.quantize.equalize`.
         bias_correction: whether biases undo the mean error of their layer; see `edgefuse.quantize.prepare`.
-        rounding: how the scale of a row of weights is chosen.
+        rounding: how weights are rounded; see `edgefuse.quantize.prepare` and `edgefuse.quantize.compensate`.
     """
 
     name: str
@@ -121,8 +122,9 @@ class Scheme:
 
     @property
     def precision(self) -> Precision:
-        """What it is called, and judged as: one precision where all layers have it, whatever the file is called."""
-        return "mixed" if self.table or self.layers == "fp32" else self.layers
+        """What it is called, and judged as: that of its layers, unless its table is another than the named scheme's."""
+        usual = SCHEMES[self.layers].table if self.layers in SCHEMES else None
+        return self.layers if self.table == usual else "mixed"
 
     def to_json(self) -> dict[str, Any]:
         """As in a scheme file, with its name."""
@@ -140,12 +142,24 @@ class Scheme:
         )
 
 
+HEADS: Mapping[LayerPrecision, LayerPrecision] = {
+    "int8": "int8-dynamic",
+    "int4-weights": "int8-dynamic",
+    "palette4-weights": "int8-weights",
+}  # what the head is in a named scheme: a third of the error of all layers is the head's, and its logits have nothing behind them
 DATA_FREE = ("int8-dynamic", "int8-weights")  # these need no speech, and lose little without
+FEW_BITS = ("int4-weights", "palette4-weights")
 
 
 def _named(name: LayerPrecision) -> Scheme:
-    rounding: Rounding = "gptq" if name == "int4-weights" else "max"
-    return Scheme(name, name, equalize=name in STATIC, bias_correction=name not in DATA_FREE, rounding=rounding)
+    return Scheme(
+        name,
+        name,
+        table={"head.*": HEADS[name]} if name in HEADS else {},
+        equalize=name in STATIC,
+        bias_correction=name not in DATA_FREE,
+        rounding="gptq" if name in FEW_BITS else "max",
+    )
 
 
 SCHEMES: Mapping[str, Scheme] = {name: _named(name) for name in LAYER_PRECISIONS if name != "fp32"}
@@ -177,7 +191,8 @@ def scheme_of(fields: Mapping[str, Any]) -> Scheme:
         raise BadScheme(f"A scheme has no {unknown[0]!r}.", hint=f"It has: {', '.join(sorted(known - {'name'}))}")
     if "layers" not in fields:
         raise BadScheme("The scheme does not say what its layers are.", hint='For example: layers = "int8"')
-    table = fields.get("table", {})
+    named = next((each for name, each in SCHEMES.items() if name == fields["layers"]), Scheme("", "fp32"))
+    table = fields.get("table", named.table)
     if not isinstance(table, Mapping):
         raise BadScheme("The table of a scheme maps layers to precisions.", hint='For example: "blocks.0.*" = "fp32"')
     choices: dict[str, tuple[str, ...]] = {"clipping": CLIPPINGS, "rounding": ROUNDINGS} | dict.fromkeys(LINES, VALUE_PRECISIONS)
@@ -189,8 +204,6 @@ def scheme_of(fields: Mapping[str, Any]) -> Scheme:
     for told in SWITCHES:
         if not isinstance(fields.get(told, False), bool):
             raise BadScheme(f"The scheme says {told} = {fields[told]!r}.", hint="It can be: true, false")
-    layers = fields["layers"]
-    named = SCHEMES.get(layers, Scheme("", layers))
     return replace(named, **{**fields, "name": str(fields.get("name", "")), "table": dict(table)})
 
 

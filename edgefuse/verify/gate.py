@@ -183,7 +183,7 @@ def _layers(artifact: Artifact, structure: Structure) -> tuple[Check, ...]:
     strays = tuple(_strays(artifact, structure))
     followed = found == wanted and not strays
     why = "" if followed else _some(strays, "weighted") or _by_operator(structure)
-    told = "; ".join(filter(None, (counted(found), why, *_kept(artifact.kept))))
+    told = "; ".join(filter(None, (counted(found), why, *_kept(artifact))))
     return (Check("layers", told, counted(wanted), followed),)
 
 
@@ -201,11 +201,12 @@ def _by_operator(structure: Structure) -> str:
     return ", ".join(f"{counted(structure.weighted[kind])} {kind}" for kind in kinds)
 
 
-def _kept(kept: Mapping[str, str]) -> Iterator[str]:
-    """Which layers are asked to be fp32 in spite of the scheme, by reason."""
-    for reason in dict.fromkeys(kept.values()):
-        layers = [layer for layer, because in kept.items() if because == reason]
-        yield f"{_some(layers, 'kept')} {'stay' if len(layers) > 1 else 'stays'} fp32: {reason}"
+def _kept(artifact: Artifact) -> Iterator[str]:
+    """Which layers are asked to be something else than the scheme says, by reason."""
+    for reason in dict.fromkeys(artifact.kept.values()):
+        layers = [layer for layer, because in artifact.kept.items() if because == reason]
+        others = " and ".join(sorted({artifact.layers.get(layer, "fp32") for layer in layers}))
+        yield f"{_some(layers, 'kept')} {'stay' if len(layers) > 1 else 'stays'} {others}: {reason}"
 
 
 def _some(names: Sequence[str], where: str) -> str:

@@ -97,7 +97,7 @@ class Graph:
             return precision_of(given, given, widened=False)
         most = weights["arguments"][4 if weights["operator"] == BLOCKWISE else 5]
         bits = 4 if most < EIGHT_BITS else 8
-        static, dynamic = (taken.get("operator") == f"{DEQUANTIZE}_per_tensor.{kind}" for kind in ("default", "tensor"))
+        static, dynamic = (taken.get("operator") == f"{DEQUANTIZE}_per_{which}.default" for which in ("tensor", "token"))
         return precision_of("int8" if static else "float32", f"int{bits}", widened=not dynamic)
 
     def normalizations(self) -> Iterator[str]:

@@ -18,6 +18,7 @@ import re
 import tempfile
 import traceback
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from edgefuse.quantize.plan import Plan
     from edgefuse.quantize.scheme import LayerPrecision
     from edgefuse.target import Session
     from edgefuse.values import Artifact, Entry, Precision, Program
@@ -47,6 +49,7 @@ LACKING: Mapping[LayerPrecision, str] = {
     "int8-dynamic": "its quantize takes a scale that is known when the program is exported; int8-weights has the same size",
     "int8-a16": "its quantize makes integers of 8 bits",
 }
+AS_THEY_COME = "Core ML rounds no values by a scale that is known only when they come"
 AUTHOR = "edgefuse"
 STATE_WIDTH = 32  # the Neural Engine fails on a state whose width is no multiple of it (coremltools #2631)
 CRASHING = ("common::canonicalize_inplace_pattern", "common::prefer_state_in_downstream")  # on several states (coremltools 9.0)
@@ -68,7 +71,7 @@ def missing() -> Sequence[str]:
 def refusals(program: Program) -> Sequence[str]:
     """What any target refuses, and names, tensors, states, integers and lengths that Core ML cannot have."""
     entries = (sentence for entry in program.entries for sentence in _entry_refusals(entry))
-    integers = (*unable(program, RUNTIME, LACKING), *_length_refusals(program))
+    integers = (*unable(program, RUNTIME, LACKING, _asked), *_length_refusals(program))
     return [*refusals_of(program), *entries, *_state_refusals(program), *integers]
 
 
@@ -86,7 +89,7 @@ def export(program: Program, folder: Path, name: str) -> Artifact:
         if package.exists():
             package.rename(Path(workshop, "before"))
         sealed.rename(package)
-    return artifact_of(program, NAME, package)
+    return artifact_of(program, NAME, package, _asked)
 
 
 def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
@@ -149,6 +152,16 @@ class _Native:
         state = {"state": self._states[entry]} if entry in self._states else {}
         answer: Mapping[str, NDArray[np.float32]] = self._functions[entry].predict(dict(inputs), **state)
         return answer
+
+
+def _asked(program: Program, entry: Entry) -> Plan:
+    """What a scheme asks; a layer that is an exception in taking rounded values as they come takes them as they are."""
+    plan = plan_of(program, entry)
+    if program.quantization is None or program.quantization.scheme.layers == "int8-dynamic":
+        return plan
+    floats = [layer for layer, precision in plan.layers.items() if precision == "int8-dynamic"]
+    layers: dict[str, LayerPrecision] = {**plan.layers, **dict.fromkeys(floats, "int8-weights")}
+    return replace(plan, layers=layers, kept={**plan.kept, **dict.fromkeys(floats, AS_THEY_COME)})
 
 
 def _entry_refusals(entry: Entry) -> Iterator[str]:
@@ -233,7 +246,7 @@ def _compressed(program: Program, entry: Entry) -> nn.Module:
         return entry.graph
     from edgefuse_targets.coreml_quantize import compressed
 
-    return compressed(entry.graph, plan_of(program, entry))
+    return compressed(entry.graph, _asked(program, entry))
 
 
 def _arithmetic(graph: Any, entry: Entry, precision: Precision) -> Any:  # noqa: ANN401 - an exported program; coremltools' own

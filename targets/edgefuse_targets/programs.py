@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgefuse.values import FLOAT, PRECISIONS, Artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -48,9 +48,12 @@ def holding(program: Program, runtime: str) -> Iterator[str]:
             yield f"{runtime} holds nothing between two calls, and {entry.name!r} wants its caches held: use --state explicit."
 
 
-def unable(program: Program, runtime: str, reasons: Mapping[LayerPrecision, str]) -> Iterator[str]:
-    """Refusals of a runtime that lacks some precisions, with the reason for each."""
-    wanted = {precision for entry in program.entries for precision in _layers(program, entry).values()}
+def unable(
+    program: Program, runtime: str, reasons: Mapping[LayerPrecision, str], plan: Callable[[Program, Entry], Plan] | None = None
+) -> Iterator[str]:
+    """Refusals of a runtime that lacks some precisions, with the reason for each; `plan` is what it makes of a scheme."""
+    plans = ((plan or plan_of)(program, entry) for entry in program.entries if program.quantization)
+    wanted = {precision for each in plans for precision in each.layers.values()}
     yield from (f"{runtime} cannot do {name}: {reason}." for name, reason in reasons.items() if name in wanted)
 
 
@@ -96,9 +99,9 @@ def tally(found: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
     return {name: dict(sorted(each.items())) for name, each in sorted(counts.items())}
 
 
-def artifact_of(program: Program, target: str, path: Path) -> Artifact:
-    """What stands at `path`."""
-    asked = plan_of(program, program.entries[0]) if program.quantization else None
+def artifact_of(program: Program, target: str, path: Path, plan: Callable[[Program, Entry], Plan] | None = None) -> Artifact:
+    """What stands at `path`; `plan` is what the target made of a scheme."""
+    asked = (plan or plan_of)(program, program.entries[0]) if program.quantization else None
     return Artifact(
         target=target,
         path=path,
@@ -110,10 +113,6 @@ def artifact_of(program: Program, target: str, path: Path) -> Artifact:
         layers=asked.layers if asked else {},
         kept=asked.kept if asked else {},
     )
-
-
-def _layers(program: Program, entry: Entry) -> Mapping[str, LayerPrecision]:
-    return plan_of(program, entry).layers if program.quantization else {}
 
 
 def _entry_refusals(entry: Entry) -> Iterator[str]:
