@@ -22,7 +22,7 @@ from edgefuse.foreign import in_words
 from edgefuse.listen import load
 from edgefuse.lower import Chunks, lower
 from edgefuse.packages import versions
-from edgefuse.quantize.calibrate import Calibration, calibration_of, has_ranges, write_ranges
+from edgefuse.quantize.calibrate import Calibration, calibration_of, has_ranges, kind_of, write_ranges
 from edgefuse.quantize.calibrate import calibrate as take_ranges
 from edgefuse.quantize.prepare import prepare
 from edgefuse.quantize.scheme import Scheme
@@ -228,7 +228,7 @@ def by_scheme(prepared: Program, scheme: Scheme, calibration: Calibration | None
     ranges: dict[str, Mapping[str, tuple[float, float]]] = {}
     if calibration:
         for mode in prepared.modes:
-            seen = calibration.ranges(mode.name, scheme.clipping, equalized=scheme.equalize)
+            seen = calibration.ranges(kind_of(mode), scheme.clipping, equalized=scheme.equalize)
             ranges |= dict.fromkeys(mode.inputs, seen)
     speech = calibration.speech if calibration else ""
     return dataclasses.replace(prepared, precision=scheme.precision, quantization=Quantization(scheme, ranges, speech))

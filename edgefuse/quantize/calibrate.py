@@ -38,7 +38,7 @@ class Calibration:
     """What was seen while a folded model heard speech.
 
     Attributes:
-        modes: per mode ("offline", or a streaming entry), a histogram of each point.
+        modes: per kind of mode (see `kind_of`), a histogram of each point.
         equalized: the same of the equalized model, whose channels have other units.
         speech: digest of the speech.
         recordings: SHA-256 of each recording: none of them may be tested on.
@@ -76,15 +76,20 @@ class Calibration:
             )
         return self.listen(equalized)
 
-    def ranges(self, mode: str, clipping: Clipping, *, equalized: bool = False) -> dict[str, Range]:
-        """The range of each point in one mode; a `BadCalibration` if it was not calibrated."""
-        if mode not in self.modes:
+    def ranges(self, kind: str, clipping: Clipping, *, equalized: bool = False) -> dict[str, Range]:
+        """The range of each point in one kind of mode; a `BadCalibration` if it was not calibrated."""
+        if kind not in self.modes:
             raise BadCalibration(
-                f"The ranges are of {', '.join(self.modes)}, not of {mode}.",
+                f"The ranges are of {' and '.join(self.modes)}, not of {kind}.",
                 hint="Take them again with the same --seconds, --chunk-ms and --left-context-ms.",
             )
-        seen = (self.equalized if equalized else self.modes)[mode]
+        seen = (self.equalized if equalized else self.modes)[kind]
         return {path: each.range(clipping) for path, each in seen.items()}
+
+
+def kind_of(mode: Mode) -> str:
+    """What ranges are of: "offline", or a streaming entry and the past that it sees."""
+    return f"{mode.name} after {mode.streaming.left_context_ms} ms" if mode.streaming else mode.name
 
 
 def calibrate(folded: FoldedModel, program: Program, speech: TestSet) -> Calibration:
@@ -166,7 +171,7 @@ def calibration_of(place: Path, folded: FoldedModel, program: Program, test_set:
 
 def _observed(folded: FoldedModel, program: Program, heard: Sequence[Heard]) -> dict[str, dict[str, Histogram]]:
     encoder = checkpoints.encoder_of(folded.checkpoint)
-    return {mode.name: observe(partial(_hearing, encoder, mode, heard)) for mode in program.modes}
+    return {kind_of(mode): observe(partial(_hearing, encoder, mode, heard)) for mode in program.modes}
 
 
 def _by_point(modes: Mapping[str, Mapping[str, Histogram]]) -> dict[str, list[Histogram]]:

@@ -29,7 +29,7 @@ from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.lower import Chunks, lower
 from edgefuse.lower.sites import sites_of
 from edgefuse.model import Encoder
-from edgefuse.quantize.calibrate import calibration_of
+from edgefuse.quantize.calibrate import calibration_of, kind_of
 from edgefuse.quantize.encoder import Rounding, require_learnable
 from edgefuse.quantize.plan import plan
 from edgefuse.quantize.scheme import Scheme
@@ -116,7 +116,7 @@ def rounding_of(folded: FoldedModel, scheme: Scheme, place: Path | None, corpus:
     if place is None:
         raise UsageError(f"{scheme.name} needs ranges.", hint="Say on which speech: --calibration SPEECH")
     calibration = calibration_of(place, folded, program, _tested(corpus))
-    ranges = (calibration.ranges(mode.name, scheme.clipping) for mode in program.modes)
+    ranges = (calibration.ranges(kind_of(mode), scheme.clipping) for mode in program.modes)
     return Rounding(*(plan(entry.graph, scheme, each) for entry, each in zip(program.entries, ranges, strict=True)))
 
 

@@ -17,7 +17,7 @@ from edgefuse.lower.graph import Point
 from edgefuse.lower.sites import points_of, sites_of
 from edgefuse.model import FULL, Context
 from edgefuse.pipeline import Order, export
-from edgefuse.quantize.calibrate import calibrate, read_ranges, write_ranges
+from edgefuse.quantize.calibrate import calibrate, kind_of, read_ranges, write_ranges
 from edgefuse.quantize.compensate import compensated
 from edgefuse.quantize.equalize import Seam, equalized, rescaled, seams
 from edgefuse.quantize.graph import Filled, Rounded, dequantized, filled, quantized, round_weights
@@ -194,11 +194,19 @@ def test_a_point_where_nothing_happens_has_a_range_too(clipping):
 
 
 def test_ranges_of_chunks_come_from_real_caches(seen, program):
-    whole, chunked = seen.modes["offline"], seen.modes["stream_640ms"]
+    whole, chunked = seen.modes["offline"], seen.modes["stream_640ms after 640 ms"]
     assert set(whole) == set(chunked) == set(points_of(program.entries[0].graph))
     assert whole["blocks.1.attention.keys"] != chunked["blocks.1.attention.keys"]
     cached = chunked["blocks.0.convolution.inputs"]
     assert cached.high >= 0.9 * chunked["blocks.0.convolution.gated"].high
+
+
+def test_ranges_of_another_past_are_other_ranges(seen, program):
+    chunked = program.modes[1]
+    assert kind_of(chunked) in seen.modes
+    longer = dataclasses.replace(chunked, streaming=dataclasses.replace(chunked.streaming, left=64))
+    with pytest.raises(errors.BadCalibration, match="not of stream_640ms after 2560 ms"):
+        seen.ranges(kind_of(longer), "mse")
 
 
 def test_the_same_speech_gives_the_same_ranges_and_they_survive_the_disk(seen, folded, program, calibration, tmp_path):
@@ -584,7 +592,7 @@ def test_calibration_prints_the_range_of_every_value(calibration, tmp_path, caps
     command = ["calibrate", str(FUSIONFORMER), "--speech", str(calibration), "--chunk-ms", "640", "-o", str(tmp_path / "ranges")]
     assert cli.run([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    low, high = told["stream_640ms"]["blocks.0.macaron.hidden"]["minmax"]
+    low, high = told["stream_640ms after 2560 ms"]["blocks.0.macaron.hidden"]["minmax"]
     assert low == 0.0  # behind a ReLU
     assert high > 0.0
 
