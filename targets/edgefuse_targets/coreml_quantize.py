@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edgefuse.lower.sites import network_of
+from edgefuse.lower.sites import network_of, positions_of
 from edgefuse.quantize.graph import SMALLEST_SCALE, Rounded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from edgefuse.quantize.plan import Plan
     from edgefuse.quantize.scheme import LayerPrecision
 
-BESIDE = "_COREML_/weight/"  # the beginning of the names of the buffers
+SCALE = "quantization_scale"
 TABLES, INTEGERS = 2, 3  # how a weight is compressed, by the numbers of Core ML Tools
 PALETTE: LayerPrecision = "palette4-weights"
 BITS: dict[LayerPrecision, int] = {"int8": 8, "int8-weights": 8, "int4-weights": 4}
@@ -46,9 +48,18 @@ def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
             layer = network.get_submodule(path)
             weight = layer.get_parameter("weight")
             weight.data, beside = _told(weight.detach(), precision)
-            for name, value in beside.items():
-                layer.register_buffer(f"{BESIDE}{name}", value)
+            _tell(layer, "weight", beside)
+    if plan.positions == "int8":
+        for positions in positions_of(copied).values():
+            positions.p, beside = _told(positions.p, "int8")
+            _tell(positions, "p", beside | {SCALE: beside[SCALE][None]})
     return copied.eval()
+
+
+def _tell(module: nn.Module, name: str, beside: Mapping[str, Tensor]) -> None:
+    """Put what is told of a module's parameter or buffer beside it."""
+    for kind, value in beside.items():
+        module.register_buffer(f"_COREML_/{name}/{kind}", value)
 
 
 def _told(weight: Tensor, precision: LayerPrecision) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,7 +72,7 @@ def _told(weight: Tensor, precision: LayerPrecision) -> tuple[Tensor, dict[str, 
     return rounded, {
         "compression_type": torch.tensor([INTEGERS]),
         "quantization_n_bits": torch.tensor(bits),
-        "quantization_scale": scales,
+        SCALE: scales,
     }
 
 
