@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgefuse.lower.sites import network_of, positions_of
 from edgefuse.quantize.graph import SMALLEST_SCALE, Rounded
@@ -20,7 +21,7 @@ from edgefuse.quantize.graph import SMALLEST_SCALE, Rounded
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from edgefuse.quantize.plan import Plan
     from edgefuse.quantize.scheme import LayerPrecision
@@ -51,7 +52,9 @@ def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
             _tell(layer, "weight", beside)
     if plan.positions == "int8":
         for positions in positions_of(copied).values():
-            positions.p, beside = _told(positions.p, "int8")
+            rounded, beside = _told(positions.p, "int8")
+            del positions.p  # Core ML Tools compress parameters, not buffers
+            positions.register_parameter("p", nn.Parameter(rounded, requires_grad=False))
             _tell(positions, "p", beside | {SCALE: beside[SCALE][None]})
     return copied.eval()
 
