@@ -329,7 +329,11 @@ def test_the_blocks_in_an_artifact_are_ours_integer_for_integer(target: Target, 
     artifact = target.export(asked, tmp_path, "blocks")
     target.open(artifact)
     content = artifact.path.read_bytes()
-    layers = [each for each in graphs.quantized(asked.entries[0].graph, plan_of(asked)).modules() if hasattr(each, "integers")]
+    layers = [
+        each
+        for each in graphs.quantized(asked.entries[0].graph, plan_of(asked)).modules()
+        if isinstance(each, graphs.QuantizedLayer)
+    ]
     assert layers
     for layer in layers:
         for stored in STORED[target.SUFFIX](layer.integers, layer.scale):
