@@ -137,7 +137,7 @@ class _Bench:
             self._float = target.export(ground.program, workshop, "fp32")
             self._opened = target.open(self._float)
         self.evaluated = self._opened.how == "evaluated"
-        self.yardstick = self.measure(Scheme("fp32", "fp32"))
+        self.yardstick = self.measure(Scheme("fp32", "fp32", positions="fp32"))
 
     def able(self, wanted: Sequence[LayerPrecision]) -> tuple[LayerPrecision, ...]:
         """Which precisions the target has."""

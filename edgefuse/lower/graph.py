@@ -50,6 +50,21 @@ class Point(nn.Module):
         return x
 
 
+class Positions(nn.Module):
+    """What attention adds to the keys: a constant (1, T, d), whose bits can be fewer."""
+
+    p: Tensor
+
+    def __init__(self, p: Tensor) -> None:
+        """Keep it."""
+        super().__init__()
+        self.register_buffer("p", p)
+
+    def forward(self) -> Tensor:
+        """The constant itself."""
+        return self.p
+
+
 class DeploymentGraph(nn.Module):
     """features (1, 4T, mels), length (1,) -> logits (1, T, vocabulary_size).
 
@@ -203,7 +218,6 @@ class _Attention(nn.Module):
     is quantized.
     """
 
-    p: Tensor
     bias: Tensor
     u: Tensor
 
@@ -222,7 +236,7 @@ class _Attention(nn.Module):
         with torch.no_grad():
             if self.relative:
                 p = source.position(table, torch.ones(table.shape[:2], dtype=torch.bool))
-                self.register_buffer("p", p.contiguous())
+                self.positions = Positions(p.contiguous())
                 self.register_buffer("bias", source.key_bias(p)[0].contiguous())
             if self.relative and not source.folded:
                 self.register_buffer("u", source.u.flatten().clone())
@@ -238,7 +252,7 @@ class _Attention(nn.Module):
 
     def _attend(self, x: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
         if self.relative:
-            keys, hidden = keys + self.p, hidden + self.bias
+            keys, hidden = keys + self.positions(), hidden + self.bias
         queries, keys = self.asked(self._split(self._queries(x))), self.placed(self._split(keys).transpose(1, 2))
         scores = self.scores(torch.bmm(queries, keys)) + hidden
         weights = self.weights(torch.softmax(scores, dim=-1))

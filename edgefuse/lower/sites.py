@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from edgefuse.lower.graph import DeploymentGraph, Point, StreamingGraph
+from edgefuse.lower.graph import DeploymentGraph, Point, Positions, StreamingGraph
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -45,3 +45,8 @@ def sites_of(graph: nn.Module) -> tuple[Site, ...]:
 def points_of(graph: nn.Module) -> dict[str, Point]:
     """Every point of the network."""
     return {path: each for path, each in network_of(graph).named_modules() if isinstance(each, Point)}
+
+
+def positions_of(graph: nn.Module) -> dict[str, Positions]:
+    """The positions of every attention of the network."""
+    return {path: each for path, each in network_of(graph).named_modules() if isinstance(each, Positions)}

@@ -14,7 +14,7 @@ import torch.ao.quantization.fx._decomposed  # registers the operators
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgefuse.lower.sites import Layer, network_of
+from edgefuse.lower.sites import Layer, network_of, positions_of
 from edgefuse.quantize.observe import Range, scale_and_zero
 from edgefuse.quantize.palette import PALETTE, palettized
 from edgefuse.quantize.plan import Plan
@@ -47,6 +47,9 @@ def quantized(graph: nn.Module, plan: Plan) -> nn.Module:
             bits, block = BITS.get(precision, 8), block_of(precision, plan)
             source = Filled(module, block) if block and isinstance(module, nn.Linear) else module
             network.set_submodule(layer, QuantizedLayer(source, bits, block, dynamic=precision in DYNAMIC))
+    if plan.positions == "int8":
+        for path, positions in positions_of(copied).items():
+            network.set_submodule(path, RoundedPositions(positions.p))
     return copied.eval().requires_grad_(requires_grad=False)
 
 
@@ -62,6 +65,23 @@ class Rounded(nn.Module):
         """Round, and go back to float."""
         integers = OPERATORS.quantize_per_tensor.default(x, self.scale, self.zero, *INT8)
         return OPERATORS.dequantize_per_tensor.default(integers, self.scale, self.zero, *INT8)  # type: ignore[no-any-return]
+
+
+class RoundedPositions(nn.Module):
+    """The positions of an attention as integers with one scale, max |p| / 127."""
+
+    integers: Tensor
+
+    def __init__(self, p: Tensor) -> None:
+        """Round them."""
+        super().__init__()
+        rounded = round_weights(p)
+        self.scale = float(rounded.scale)
+        self.register_buffer("integers", rounded.integers)
+
+    def forward(self) -> Tensor:
+        """Go back to float."""
+        return OPERATORS.dequantize_per_tensor.default(self.integers, self.scale, 0, *INT8)  # type: ignore[no-any-return]
 
 
 class Filled(nn.Linear):

@@ -11,7 +11,7 @@ from torch import nn
 from edgefuse.errors import BadCalibration
 from edgefuse.lower.sites import Site, network_of, points_of, sites_of
 from edgefuse.quantize.observe import Range
-from edgefuse.quantize.scheme import INNER_LINES, STATIC, LayerPrecision, Scheme
+from edgefuse.quantize.scheme import INNER_LINES, STATIC, LayerPrecision, Scheme, ValuePrecision
 
 FOR_LINEARS: Mapping[LayerPrecision, str] = MappingProxyType(
     {
@@ -33,6 +33,7 @@ class Plan:
         values: the range of each point that is quantized; the wider of them has 16 bits where a neighbour is `int8-a16`.
         wide: the points of 16 bits.
         block: how many inputs of a layer of 4 bits share a scale; 0: all that make an output.
+        positions: the precision of the constants that attention adds to its keys.
     """
 
     sites: tuple[Site, ...]
@@ -41,6 +42,7 @@ class Plan:
     values: Mapping[str, Range]
     wide: frozenset[str]
     block: int = 0
+    positions: ValuePrecision = "fp32"
 
 
 def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:
@@ -63,7 +65,7 @@ def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:
             f"The ranges have none for {missing[0]}.", hint="Take them again with: edgefuse calibrate CHECKPOINT --speech SPEECH"
         )
     wide = frozenset(path for path in chosen if "int8-a16" in beside[path])
-    return Plan(sites, layers, kept, {path: ranges[path] for path in chosen}, wide, scheme.block)
+    return Plan(sites, layers, kept, {path: ranges[path] for path in chosen}, wide, scheme.block, scheme.positions)
 
 
 def asked(graph: nn.Module, scheme: Scheme) -> tuple[dict[str, LayerPrecision], dict[str, str]]:

@@ -8,6 +8,7 @@ A scheme is a named one (`edgefuse export --precision int8`) or a TOML file that
     residual = "fp32"          # the sums of the residual stream
     features = "fp32"          # what the first convolution hears
     logits = "int8"            # what the head says; fp32 leaves the head itself in fp32
+    positions = "int8"         # the constants that attention adds to its keys; they need no range
     block = 32                 # how many inputs of a layer of 4 bits share a scale; 0: all that make an output
     equalize = true            # give channels the units in which a value's one range, and a row's one scale, cost least
     bias_correction = true     # let the biases undo what rounding the weights does to the mean of a layer's answer
@@ -57,8 +58,9 @@ Clipping = Literal["minmax", "percentile", "mse", "kl"]
 CLIPPINGS: tuple[Clipping, ...] = get_args(Clipping)
 Rounding = Literal["max", "mse", "gptq"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
-INNER_LINES = ("attention", "residual")  # values with a precision of their own; the other lines are the ends of a layer
-LINES = (*INNER_LINES, "features", "logits")
+INNER_LINES = ("attention", "residual")  # values with a precision of their own, and ranges
+OWN_LINES = (*INNER_LINES, "positions")
+LINES = (*OWN_LINES, "features", "logits")
 BLOCKS = (0, 32, 64, 128, 256)  # that both XNNPACK and LiteRT have
 SWITCHES = ("equalize", "bias_correction")
 STATIC: frozenset[LayerPrecision] = frozenset({"int8", "int8-a16"})  # their activations have ranges from calibration
@@ -81,6 +83,7 @@ class Scheme:
         residual: of the sums of the residual stream.
         features: of what the first convolution hears.
         logits: of what the head says.
+        positions: of the constants that attention adds to its keys.
         block: how many inputs of a layer of 4 bits share a scale, one of `BLOCKS`; with 0 an output channel has one scale. A
             layer whose width they do not divide takes zeros behind its inputs.
         equalize: whether channels get other units first; see `edgefuse.quantize.equalize`.
@@ -96,6 +99,7 @@ class Scheme:
     residual: ValuePrecision = "fp32"
     features: ValuePrecision = "fp32"
     logits: ValuePrecision = "int8"
+    positions: ValuePrecision = "int8"
     block: int = 32
     equalize: bool = False
     bias_correction: bool = False

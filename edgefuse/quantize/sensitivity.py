@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from edgefuse.lower.sites import Layer, network_of, sites_of
-from edgefuse.quantize.scheme import INNER_LINES, LayerPrecision, Scheme
+from edgefuse.quantize.scheme import OWN_LINES, LayerPrecision, Scheme
 
 if TYPE_CHECKING:
     from edgefuse.quantize.trial import Tell, Trial, Trials
     from edgefuse.values import Entry
 
-ALL_FLOAT: Mapping[str, Any] = dict.fromkeys(INNER_LINES, "fp32")
+ALL_FLOAT: Mapping[str, Any] = dict.fromkeys(OWN_LINES, "fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def alone(scheme: Scheme, layer: str, precision: LayerPrecision) -> Scheme:
 
 
 def sensitivities(trials: Trials, scheme: Scheme, entry: Entry, tell: Tell) -> Iterator[Sensitivity]:
-    """Each layer that a scheme quantizes, and each inner line, one after another."""
+    """Each layer that a scheme quantizes, and each line that is no end of a layer, one after another."""
     parts = extents(entry)
     quantized = {layer: each for layer, each in trials.plan(scheme).layers.items() if each != "fp32"}
     for module, layers in groupby(quantized, key=module_of):
@@ -74,7 +74,7 @@ def sensitivities(trials: Trials, scheme: Scheme, entry: Entry, tell: Tell) -> I
             for layer in layers:
                 only, without = alone(scheme, layer, quantized[layer]), replace(scheme, table={**scheme.table, layer: "fp32"})
                 yield Sensitivity(layer, quantized[layer], trials.of(only), trials.of(without), parts[layer])
-    for line in INNER_LINES:
+    for line in OWN_LINES:
         if getattr(scheme, line) == "int8":
             float_line: dict[str, Any] = {line: "fp32"}
             only = replace(scheme, name=line, layers="fp32", table={}, **{**ALL_FLOAT, line: "int8"})

@@ -10,18 +10,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from edgefuse.lower.sites import network_of
+from edgefuse.lower.sites import network_of, positions_of
 from edgefuse.quantize.graph import BITS, SMALLEST_SCALE, Rounded, block_of, filled, round_weights
 from edgefuse.quantize.palette import PALETTE, palettized
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Mapping
+
+    from torch import Tensor
 
     from edgefuse.quantize.plan import Plan
     from edgefuse.quantize.scheme import LayerPrecision
 
-BESIDE = "_COREML_/weight/"  # the beginning of the names of the buffers
+SCALE = "quantization_scale"
 TABLES, INTEGERS = 2, 3  # how a weight is compressed, by the numbers of Core ML Tools
 
 
@@ -36,9 +39,20 @@ def compressed(graph: nn.Module, plan: Plan) -> nn.Module:
             layer = network.get_submodule(path)
             weight = layer.get_parameter("weight")
             weight.data, beside = _told(weight.detach(), precision, block_of(precision, plan))
-            for name, value in beside.items():
-                layer.register_buffer(f"{BESIDE}{name}", value)
+            _tell(layer, "weight", beside)
+    if plan.positions == "int8":
+        for positions in positions_of(copied).values():
+            rounded, beside = _told(positions.p, "int8", block=0)
+            del positions.p  # Core ML Tools compress parameters, not buffers
+            positions.register_parameter("p", nn.Parameter(rounded, requires_grad=False))
+            _tell(positions, "p", beside | {SCALE: beside[SCALE][None]})
     return copied
+
+
+def _tell(module: nn.Module, name: str, beside: Mapping[str, Tensor]) -> None:
+    """Put what is told of a module's parameter beside it."""
+    for kind, value in beside.items():
+        module.register_buffer(f"_COREML_/{name}/{kind}", value)
 
 
 def _told(weight: Tensor, precision: LayerPrecision, block: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -51,7 +65,7 @@ def _told(weight: Tensor, precision: LayerPrecision, block: int) -> tuple[Tensor
     return rounded, {
         "compression_type": torch.tensor([INTEGERS]),
         "quantization_n_bits": torch.tensor(bits),
-        "quantization_scale": scales,
+        SCALE: scales,
     }
 
 

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import flatbuffers
 import numpy as np
+import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import qtyping, quantizer
+from torch import nn
 
 from edgefuse.errors import Refused
-from edgefuse.lower.sites import network_of
+from edgefuse.lower.sites import network_of, positions_of
 from edgefuse.quantize import graph as graphs
+from edgefuse.quantize.graph import round_weights
 from edgefuse.quantize.scheme import BLOCKS, STATIC, LayerPrecision
 from edgefuse_targets.flatbuffer import BUILTINS, WEIGHTED
 from edgefuse_targets.programs import plan_of
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from edgefuse.lower.sites import Site
     from edgefuse.quantize.observe import Range
@@ -79,6 +82,7 @@ def quantized(content: bytes, program: Program) -> bytes:
                 taken, made = (plan.values[point] for _, point in (each.takes, each.makes))
                 bias = network_of(entry.graph).get_parameter(f"{each.layer}.bias") if each.added else None
                 seen |= {each.takes[0]: _span(taken), each.makes[0]: _span(made if bias is None else _without(bias, made))}
+    _round_positions(model, program)
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     recipe = quantizer.Quantizer(bytearray(builder.Output()))
@@ -133,6 +137,62 @@ def _own_bias(model: Any, graph: Any, node: Any) -> None:  # noqa: ANN401 - see 
             copied.data = model.buffers[bias.buffer].data
             model.buffers.append(copied)
             bias.buffer = len(model.buffers) - 1
+
+
+def _round_positions(model: Any, program: Program) -> None:  # noqa: ANN401 - see `_named`
+    """Make integers of the positions, where the scheme says so, and let an operator widen them.
+
+    LiteRT's converter takes no such operator. XNNPACK does, and it costs no latency that could be measured [M].
+    """
+    stored = {bytes(buffer.data): index for index, buffer in enumerate(model.buffers) if buffer.data is not None}
+    scales = {}
+    for entry in program.entries:
+        if plan_of(program, entry).positions == "int8":
+            for path, either in _positions(network_of(entry.graph)):
+                p = next((each for each in either if each.numpy().tobytes() in stored), None)
+                if p is None:
+                    raise Refused(
+                        f"LiteRT's converter has changed the constants of {path}.",
+                        hint='Leave them float in a scheme file: positions = "fp32"',
+                    )
+                rounded, index = round_weights(p), stored[p.numpy().tobytes()]
+                model.buffers[index].data = rounded.integers.numpy().view(np.uint8).ravel()
+                scales[index] = rounded.scale.numpy()
+    code = _dequantize(model) if scales else 0
+    for graph in model.subgraphs:
+        _widen(graph, scales, code)
+
+
+def _positions(network: nn.Module) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """p of each attention, and p + b: with the bias of the keys, where nothing but that stands between them."""
+    for path, positions in positions_of(network).items():
+        key = network.get_submodule(f"{path.rpartition('.')[0]}.key")
+        bias = key.get_parameter("bias").detach() if isinstance(key, nn.Linear) else torch.zeros(1)
+        yield path, (positions.p, positions.p + bias)
+
+
+def _dequantize(model: Any) -> int:  # noqa: ANN401 - see `_named`
+    """The number of a new code, for the operator that widens integers."""
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+    code.version = 2  # the first with integers that have a sign
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def _widen(graph: Any, scales: Mapping[int, NDArray[np.float32]], code: int) -> None:  # noqa: ANN401 - see `_named`
+    """Let each tensor of a buffer with a scale be integers, and what took it take the float values instead."""
+    floats = {}
+    for index, tensor in enumerate(list(graph.tensors)):
+        if tensor.buffer in scales:
+            floats[index] = len(graph.tensors)
+            graph.tensors.append(schema.TensorT(name=tensor.name + b"/float", shape=tensor.shape, type=schema.TensorType.FLOAT32))
+            tensor.type = schema.TensorType.INT8
+            tensor.quantization = schema.QuantizationParametersT(scale=scales[tensor.buffer], zeroPoint=np.zeros(1, np.int64))
+    for node in graph.operators:
+        node.inputs = np.array([floats.get(int(index), index) for index in node.inputs], np.int32)
+    widening = [schema.OperatorT(opcodeIndex=code, inputs=[index], outputs=[made]) for index, made in floats.items()]
+    graph.operators = [*widening, *graph.operators]
 
 
 def _ask(recipe: Any, found: Found) -> None:  # noqa: ANN401 - the quantizer has no types

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,12 @@ from edgefuse.fold import fold
 from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
 from edgefuse.lower import Chunks, DeploymentGraph, lower, program_of
-from edgefuse.lower.sites import sites_of
+from edgefuse.lower.sites import positions_of, sites_of
 from edgefuse.model import Context
 from edgefuse.quantize import graph as graphs
 from edgefuse.quantize.observe import observe
 from edgefuse.quantize.plan import Plan, plan
-from edgefuse.quantize.scheme import SCHEMES, Scheme
+from edgefuse.quantize.scheme import SCHEMES, VALUE_PRECISIONS, Scheme
 from edgefuse.recognizer import Loaded
 from edgefuse.target import Session, Target
 from edgefuse.values import FLOAT, INPUTS, Artifact, Checkpoint, Entry, FoldedModel, Input, Program, Quantization, TensorSpec
@@ -338,11 +338,68 @@ def test_the_blocks_in_an_artifact_are_ours_integer_for_integer(target: Target, 
     artifact = target.export(asked, tmp_path, "blocks")
     target.open(artifact)
     content = b"".join(contents(artifact.path).values())
-    layers = [each for each in graphs.quantized(asked.entries[0].graph, plan_of(asked)).modules() if hasattr(each, "integers")]
+    layers = [
+        each
+        for each in graphs.quantized(asked.entries[0].graph, plan_of(asked)).modules()
+        if isinstance(each, graphs.QuantizedLayer)
+    ]
     assert layers
     for layer in layers:
         for stored in STORED[target.SUFFIX](layer.integers, layer.scale):
             assert stored.numpy().tobytes() in content
+
+
+@pytest.fixture(scope="module")
+def by_positions(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Artifact]:
+    """The same program, with its positions in float and in 8 bits."""
+    folder, made = tmp_path_factory.mktemp("positions"), {}
+    for each in VALUE_PRECISIONS:
+        asked = Quantization(dataclasses.replace(SCHEMES["int4-weights"], positions=each), {}, "")
+        made[each] = target.export(
+            dataclasses.replace(long_program(), precision="int4-weights", quantization=asked), folder, each
+        )
+    return made
+
+
+@functools.cache
+def long_program() -> Program:
+    """So long that positions weigh something, and with such positions that the answers of chunks hang on them."""
+    program = lower(fold(a_checkpoint(layers=1, dimension=64)), (5.12,), "fp32", [Chunks(640, 2560)])
+    for entry in program.entries:
+        for positions in positions_of(entry.graph).values():
+            positions.p.mul_(30)  # without them the chunks are at 18 dB
+    return program
+
+
+def test_positions_in_8_bits_make_an_artifact_smaller_and_hardly_move_its_answers(
+    target: Target, by_positions: Mapping[str, Artifact]
+) -> None:
+    whole, small = by_positions.values()
+    count = sum(each.p.numel() for entry in long_program().entries for each in positions_of(entry.graph).values())
+    bytes_each = 1 if target.SUFFIX == ".mlpackage" else 3  # half precision, or float32, less the one that is left
+    assert size(whole.path) - size(small.path) > 0.8 * bytes_each * count
+    heard = torch.randn(500, 80, generator=torch.Generator().manual_seed(0)).numpy()
+    for entry in long_program().entries:
+        exact, rounded = (recognize.answer(target.open(each), each, entry.name, heard) for each in (whole, small))
+        assert 30.0 < parity.snr_db(exact.astype(np.float64), rounded) < 100.0
+    assert_one_partition(target, small)
+    assert target.structure(small).layers == target.structure(whole).layers
+
+
+def test_the_positions_in_an_artifact_are_ours_integer_for_integer(target: Target, by_positions: Mapping[str, Artifact]) -> None:
+    content = b"".join(contents(by_positions["int8"].path).values())
+    for entry in long_program().entries:
+        attention = entry.graph.get_submodule("blocks.0.attention")
+        p, bias = attention.get_buffer("positions.p"), attention.get_parameter("key.bias").detach()
+        either = (p, p + bias) if target.SUFFIX == ".tflite" else (p,)  # where nothing but the bias is between them
+        assert any(rounded(target.SUFFIX, each).numpy().tobytes() in content for each in either)
+
+
+def rounded(suffix: str, p: Tensor) -> Tensor:
+    """Positions as the integers of a file of such a name; those of Core ML have a scale in half precision."""
+    scale = (p.abs().max() / 127).half().float()
+    half = (p / scale).round().clamp(-127, 127).to(torch.int8)
+    return half if suffix == ".mlpackage" else graphs.round_weights(p).integers
 
 
 def nibbles(integers: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Fewer bits: schemes, ranges from speech, and graphs that compute so."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -14,7 +15,7 @@ from edgefuse.checkpoint import encoder_of, read
 from edgefuse.fold import fold
 from edgefuse.lower import Chunks, lower
 from edgefuse.lower.graph import Point
-from edgefuse.lower.sites import points_of, sites_of
+from edgefuse.lower.sites import points_of, positions_of, sites_of
 from edgefuse.model import FULL, Context
 from edgefuse.pipeline import Order, export
 from edgefuse.quantize.calibrate import calibrate, kind_of, read_ranges, write_ranges
@@ -422,9 +423,9 @@ def test_a_quantized_graph_answers_nearly_as_the_graph_does(whole, seen, heard, 
 
 
 def test_layers_of_fp32_are_untouched(whole, heard):
-    scheme = Scheme("none", "fp32")
+    scheme = Scheme("none", "fp32", positions="fp32")
     assert distance(whole, quantized(whole, plan(whole, scheme, {})), heard) == 300.0
-    one = Scheme("one", "fp32", {"blocks.3.macaron.w1": "int8-weights"})
+    one = Scheme("one", "fp32", {"blocks.3.macaron.w1": "int8-weights"}, positions="fp32")
     asked = plan(whole, one, {})
     assert [layer for layer, precision in asked.layers.items() if precision != "fp32"] == ["blocks.3.macaron.w1"]
     assert 30.0 < distance(whole, quantized(whole, asked), heard) < 300.0
@@ -436,6 +437,30 @@ def test_a_line_of_the_scheme_quantizes_its_values(whole, seen, line):
     without, asked = plan(whole, INT8, ranges), plan(whole, dataclasses.replace(INT8, **{line: "int8"}), ranges)
     more = set(asked.values) - set(without.values)
     assert more == {path for path, point in points_of(whole).items() if point.line == line}
+
+
+def test_positions_are_within_half_a_step_and_hardly_move_an_answer(whole, heard):
+    other = quantized(whole, plan(whole, Scheme("positions", "fp32"), {}))
+    exact, rounded = (dict(zip(positions_of(whole), blocks_of(each), strict=True)) for each in (whole, other))
+    for path, positions in positions_of(whole).items():
+        assert torch.equal(exact[path], positions.p)
+        step = float(positions.p.abs().max()) / 127
+        assert 0.0 < float((rounded[path] - positions.p).abs().max()) <= step * 0.5001
+    assert positions_of(other) == {}
+    assert 45.0 < distance(whole, other, heard) < 100.0
+
+
+def blocks_of(graph):
+    """What each attention of a graph adds to its keys."""
+    return [block.attention.positions() for block in graph.blocks]
+
+
+def test_a_model_with_dead_positions_has_a_scale_for_them(whole, heard):
+    dead = copy.deepcopy(whole)
+    for positions in positions_of(dead).values():
+        positions.p.zero_()
+    other = quantized(dead, plan(dead, Scheme("positions", "fp32"), {}))
+    assert distance(dead, other, heard) == 300.0
 
 
 def test_a_head_whose_logits_stay_fp32_stays_fp32_and_says_why(whole, seen):
@@ -527,6 +552,7 @@ def test_a_bundle_says_what_every_layer_is_and_the_gate_looks_it_up(bundle, cali
     assert again.exports[0].artifact == made.artifact
     assert again.exports[0].structure == made.structure
     assert again.quantization == bundle.quantization
+    assert again.quantization.scheme.positions == "int8"
     assert again.quantization.calibration == read_speech(calibration).digest
 
 
@@ -630,6 +656,7 @@ WRONG = {
     "scheme_unknown_layer": [*EXPORT, "--precision", "HERE/layer.toml"],
     "scheme_unknown_precision": [*EXPORT, "--precision", "HERE/precision.toml"],
     "scheme_block": [*EXPORT, "--precision", "HERE/block.toml"],
+    "scheme_positions": [*EXPORT, "--precision", "HERE/positions.toml"],
     "scheme_without_layers": [*EXPORT, "--precision", "HERE/nothing.toml"],
     "scheme_switch_neither_on_nor_off": [*EXPORT, "--precision", "HERE/switch.toml"],
     "scheme_unknown_rounding": [*EXPORT, "--precision", "HERE/rounding.toml"],
@@ -642,6 +669,7 @@ SCHEME_FILES = {
     "layer": 'layers = "int8-weights"\n[table]\n"blocks.99.*" = "fp32"\n',
     "precision": 'layers = "int7"\n',
     "block": 'layers = "int4-weights"\nblock = 48\n',
+    "positions": 'layers = "int4-weights"\npositions = "int4"\n',
     "nothing": 'logits = "fp32"\n',
     "switch": 'layers = "int8"\nequalize = 1\n',
     "rounding": 'layers = "int8"\nrounding = "nearest"\n',

@@ -27,7 +27,9 @@ from tests.conftest import a_checkpoint
 from tests.spec.conftest import FUSIONFORMER
 from tests.spec.test_cli_errors import must_be_refused
 
-FEW_LAYERS = Scheme("few", "fp32", {"subsampling.conv2": "int8", "blocks.7.macaron.*": "int8", "head.*": "int8"})
+FEW_LAYERS = Scheme(
+    "few", "fp32", {"subsampling.conv2": "int8", "blocks.7.macaron.*": "int8", "head.*": "int8"}, positions="fp32"
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_a_layer_that_is_left_float_takes_its_error_along(costs):
 
 
 def test_a_line_of_the_scheme_is_a_part_too(inquiry):
-    found = sensitivity(inquiry, Scheme("sums", "fp32", residual="int8"))
+    found = sensitivity(inquiry, Scheme("sums", "fp32", residual="int8", positions="fp32"))
     (part,) = found.parts
     assert (part.name, part.extent) == ("residual", None)
     assert part.alone.noise == found.whole.noise > 0.0
