@@ -85,7 +85,7 @@ def search(inquiry: Inquiry, output: Path, bounds: Bounds, *, resume: bool = Fal
     chosen = cheapest(measured, bounds)
     draw_front(output / PICTURE, measured, chosen)
     if chosen is None:
-        nearest = min(measured, key=lambda each: len(each.broken(bounds)))
+        nearest = min(measured, key=lambda each: (len(each.broken(bounds)), each.size_bytes))
         raise NothingFits(
             f"None of {len(measured)} schemes stays within the bounds. The nearest, {nearest.scheme.name}, has "
             f"{', '.join(nearest.broken(bounds))}.",

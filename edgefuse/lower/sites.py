@@ -6,6 +6,8 @@ from torch import nn
 
 from edgefuse.lower.graph import DeploymentGraph, Point, Positions, StreamingGraph
 
+HEAD = "head.ctc"
+CONVOLUTIONS = ("conv1", "conv2", "depthwise")
 Layer = nn.Linear | nn.Conv2d
 
 
@@ -50,3 +52,10 @@ def points_of(graph: nn.Module) -> dict[str, Point]:
 def positions_of(graph: nn.Module) -> dict[str, Positions]:
     """The positions of every attention of the network."""
     return {path: each for path, each in network_of(graph).named_modules() if isinstance(each, Positions)}
+
+
+def source_of(layer: str) -> str:
+    """The path in the encoder of a layer of its deployment graph."""
+    if layer == HEAD:
+        return "ctc"
+    return f"{layer}.{'conv' if layer.endswith(CONVOLUTIONS) else 'linear'}"

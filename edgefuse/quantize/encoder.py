@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from edgefuse.errors import BadScheme
-from edgefuse.lower.sites import Site
+from edgefuse.lower.sites import Site, source_of
 from edgefuse.model import FULL, Context, Encoder
 from edgefuse.model.normalization import NoNorm
 from edgefuse.quantize.graph import (
@@ -36,16 +36,6 @@ from edgefuse.quantize.graph import (
 from edgefuse.quantize.observe import Range, scale_and_zero
 from edgefuse.quantize.plan import Plan
 from edgefuse.quantize.scheme import INNER_LINES, Scheme
-
-HEAD = "head.ctc"
-CONVOLUTIONS = ("conv1", "conv2", "depthwise")
-
-
-def layer_of(site: str) -> str:
-    """The path in an encoder of a layer of its deployment graph."""
-    if site == HEAD:
-        return "ctc"
-    return f"{site}.{'conv' if site.endswith(CONVOLUTIONS) else 'linear'}"
 
 
 def require_learnable(scheme: Scheme) -> None:
@@ -97,7 +87,7 @@ def rounded_weights(encoder: Encoder, plan: Plan) -> dict[str, Tensor]:
     weights = {}
     for site, precision in plan.layers.items():
         if precision != "fp32":
-            name = f"{layer_of(site)}.weight"
+            name = f"{source_of(site)}.weight"
             weights[name] = _rounded_weight(encoder.get_parameter(name), BITS.get(precision, 8), block_of(precision, plan))
     return weights
 
@@ -107,7 +97,7 @@ def rounded_values(encoder: Encoder, plan: Plan) -> Iterator[None]:
     """Round what the quantized layers of an encoder take and make, for as long as the block runs."""
     with ExitStack() as hooks:
         for site in plan.sites:
-            layer = encoder.get_submodule(layer_of(site.layer))
+            layer = encoder.get_submodule(source_of(site.layer))
             if site.takes in plan.values:
                 hooks.callback(layer.register_forward_pre_hook(_taking(plan.values[site.takes])).remove)
             elif plan.layers[site.layer] in DYNAMIC and isinstance(layer, nn.Linear):
@@ -122,7 +112,7 @@ def _maker(encoder: Encoder, site: Site) -> nn.Module:
     parent, _, name = site.layer.rpartition(".")
     if name == "depthwise" and isinstance(encoder.get_submodule(f"{site.layer}.norm"), NoNorm):
         return encoder.get_submodule(f"{parent}.activation")
-    return encoder.get_submodule(layer_of(site.layer))
+    return encoder.get_submodule(source_of(site.layer))
 
 
 def _taking(span: Range) -> Any:  # noqa: ANN401 - a hook

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from edgefuse.checkpoint import ISTD, MEAN, assemble
-from edgefuse.lower.sites import sites_of
+from edgefuse.lower.sites import sites_of, source_of
 from edgefuse.quantize.compensate import compensated
 from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.graph import BITS, dequantized, in_whole_blocks, round_weights
@@ -21,8 +21,6 @@ from edgefuse.quantize.palette import PALETTE, palettized
 from edgefuse.quantize.plan import asked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor, nn
 
     from edgefuse.quantize.calibrate import Calibration
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from edgefuse.values import FoldedModel
 
 LINEAR = 2  # dimensions of a linear's weight
-OTHERWISE = {"head.ctc": "ctc"}  # what a layer of a deployment graph is called in the model, where it is not `path` or in it
 
 
 def prepare(folded: FoldedModel, scheme: Scheme, graph: nn.Module, calibration: Calibration | None) -> FoldedModel:
@@ -45,7 +42,7 @@ def prepare(folded: FoldedModel, scheme: Scheme, graph: nn.Module, calibration: 
     weights = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in source.weights.items()}
     takes, layers = {site.layer: site.takes for site in sites_of(graph)}, asked(graph, scheme)[0]
     for layer in (layer for layer, precision in layers.items() if precision != "fp32"):
-        name = layer_of(layer, weights)
+        name = source_of(layer)
         weight = weights[f"{name}.weight"]
         rounded = _rounded(weight, layers[layer], scheme, _covariance(heard.get(takes[layer]), means.get(takes[layer])))
         if means:
@@ -73,12 +70,6 @@ def _rounded(weight: Tensor, precision: LayerPrecision, scheme: Scheme, covarian
 def _covariance(product: Tensor | None, mean: Tensor | None) -> Tensor | None:
     """E[x x^T], or where the bias takes the mean of the error E[x x^T] - E[x] E[x]^T."""
     return product if product is None or mean is None else product - torch.outer(mean, mean)
-
-
-def layer_of(path: str, weights: Mapping[str, Tensor]) -> str:
-    """What a layer of a deployment graph is called in the model."""
-    names = (OTHERWISE.get(path, path), f"{path}.linear", f"{path}.conv")
-    return next(name for name in names if f"{name}.weight" in weights)
 
 
 def corrected(bias: Tensor, lost: Tensor, mean: Tensor) -> Tensor:

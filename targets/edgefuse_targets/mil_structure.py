@@ -58,7 +58,8 @@ def _layers(operations: Sequence[Any]) -> Iterator[str]:
         if operation.type in WEIGHTED:
             (taken,), (weight,) = _names(operation, "x"), _names(operation, "weight")
             quantized = taken in makers and makers[taken].type == "dequantize" and _is_quantized(operation, takers)
-            given, stored = "int8" if quantized else _type(operation.outputs[0]), _stored(makers[weight])
+            stored = _stored(makers[weight])
+            given = "int8" if quantized and not stored.startswith("float") else _type(operation.outputs[0])
             yield precision_of(given, stored, widened=makers[weight].type.startswith(CONSTANT_EXPRESSION))
 
 

@@ -15,7 +15,7 @@ from edgefuse.checkpoint import encoder_of, read
 from edgefuse.fold import fold
 from edgefuse.lower import Chunks, lower
 from edgefuse.lower.graph import Point
-from edgefuse.lower.sites import points_of, positions_of, sites_of
+from edgefuse.lower.sites import points_of, positions_of, sites_of, source_of
 from edgefuse.model import FULL, Context
 from edgefuse.pipeline import Order, export
 from edgefuse.quantize.calibrate import calibrate, kind_of, read_ranges, write_ranges
@@ -24,7 +24,7 @@ from edgefuse.quantize.equalize import Seam, equalized, rescaled, seams
 from edgefuse.quantize.graph import Filled, Rounded, dequantized, filled, quantized, round_weights
 from edgefuse.quantize.observe import BINS, Histogram, observe, scale_and_zero
 from edgefuse.quantize.plan import plan
-from edgefuse.quantize.prepare import corrected, layer_of, prepare
+from edgefuse.quantize.prepare import corrected, prepare
 from edgefuse.quantize.scheme import CLIPPINGS, LAYER_PRECISIONS, SCHEMES, Scheme, read_scheme, scheme_of
 from edgefuse.recognize import frontend_of, hear
 from edgefuse.speech import COLUMNS, read_speech
@@ -362,7 +362,7 @@ def test_a_prepared_model_has_every_rounded_layer_on_its_grid_and_the_others_as_
     prepared = prepare(folded, scheme, whole, seen).checkpoint.weights
     before = folded.checkpoint.weights
     for site in sites_of(whole):
-        name = layer_of(site.layer, prepared)
+        name = source_of(site.layer)
         weight = prepared[f"{name}.weight"]
         if "conv1" in name or "conv2" in name or "depthwise" in name:
             assert torch.equal(weight, before[f"{name}.weight"])
@@ -504,7 +504,7 @@ def test_the_integers_in_a_tflite_are_those_of_the_grid(name, rounding, tmp_path
     layers = [layer for layer, precision in made.layers.items() if precision != "fp32"]
     assert len(layers) == len(found)
     for layer in layers:
-        weight = model.checkpoint.weights[f"{layer_of(layer, model.checkpoint.weights)}.weight"]
+        weight = model.checkpoint.weights[f"{source_of(layer)}.weight"]
         ours = round_weights(weight, 4 if "4" in name else 8, clipped=rounding == "mse")
         scales = np.sort(ours.scale.numpy())
         wanted = np.sort(ours.integers.numpy(), axis=None)
