@@ -256,6 +256,9 @@ def sensitivity(
 
     if picture is not None:
         from edgefuse.report.picture import draw_sensitivity  # a package that is missing is told before the work
+
+        if not picture.parent.is_dir():
+            raise UsageError(f"There is no folder {picture.parent}.", hint="Make it first, or name another --picture.")
     inquiry = Inquiry(checkpoint, target, calibration, speech, *_shape(seconds, chunk_ms, left_context_ms))
     costs = run(inquiry, _scheme(precision), terminal.step)
     if picture is not None:

@@ -35,6 +35,7 @@ from edgefuse.verify.wer import WordErrors
 
 NOTES, SCHEME = "search.json", "scheme.toml"
 ALL = replace(SCHEMES["int8"], name="all", table={}, features="int8", logits="int8")  # so that every layer is a choice
+FLOAT = Scheme("fp32", "fp32", positions="fp32")
 WAYS: tuple[dict[str, Any], ...] = (  # to be tried one after another, each with what was best of the ones before
     *({"clipping": way} for way in CLIPPINGS),
     *({"equalize": way} for way in (True, False)),
@@ -101,7 +102,7 @@ def _measured(bench: _Bench, bounds: Bounds) -> tuple[Measured, ...]:
         raise UsageError("The target is evaluated here, not run: it has no latency.", hint="Bound the size with: --max-mb")
     small = bounds.megabytes is not None or bench.evaluated
     able = bench.able(FAST + SMALL if small else FAST)
-    uniform = [bench.measure(SCHEMES[each]) for each in able]
+    uniform = [bench.measure(each) for each in (FLOAT, *(SCHEMES[name] for name in able))]
     like = bench.ways()
     corners = mixes(bench.noises(like, able), bench.extents, WORTH if small else 0.0)
     schemes = [scheme_of_mix(f"mix {number}", mix, like) for number, mix in enumerate(corners) if set(mix.values()) != {"fp32"}]
@@ -111,7 +112,7 @@ def _measured(bench: _Bench, bounds: Bounds) -> tuple[Measured, ...]:
         if between is None:
             break
         mixed[between.name] = bench.measure(between)
-    return (bench.yardstick, *uniform, *mixed.values())
+    return (*uniform, *mixed.values())
 
 
 def _between(schemes: Sequence[Scheme], measured: Sequence[Measured], bounds: Bounds) -> Scheme | None:
@@ -137,7 +138,6 @@ class _Bench:
             self._float = target.export(ground.program, workshop, "fp32")
             self._opened = target.open(self._float)
         self.evaluated = self._opened.how == "evaluated"
-        self.yardstick = self.measure(Scheme("fp32", "fp32", positions="fp32"))
 
     def able(self, wanted: Sequence[LayerPrecision]) -> tuple[LayerPrecision, ...]:
         """Which precisions the target has."""
@@ -180,7 +180,7 @@ class _Bench:
     def _measure(self, scheme: Scheme) -> Measured:
         artifact, session = self._float, self._opened
         with self._tell(f"Measuring {scheme.name}"):
-            if scheme.layers != "fp32" or scheme.table:
+            if scheme != FLOAT:
                 artifact = self._target.export(self._ground.quantized(scheme), self._workshop, "scheme")
                 session = self._target.open(artifact)
             trial = self._trials.heard_by(session, artifact)

@@ -326,6 +326,7 @@ WRONG = {
     "damaged_notes": [*SEARCH, "--speech", "HERE/speech", "--max-mb", "1", "-o", "HERE/damaged", "--resume"],
     "ranges_without_speech": [*RANGES, "--max-mb", "1", "-o", "HERE/new"],
     "tried_on_what_is_calibrated_on": [*SEARCH, "--speech", "HERE/calibration", "--max-mb", "1", "-o", "HERE/new"],
+    "picture_in_no_folder": [*FP16[:-1], "int8", *CALIBRATED, "--picture", "HERE/nowhere/picture.svg"],
     "sensitivity_of_a_float": [*FP16, *CALIBRATED],
 }
 
