@@ -25,7 +25,10 @@ FEW = Routine(rounds=20, warm_up=3)
 
 
 def layer_latencies_ms(target: Target, entry: Entry, extents: Mapping[str, Extent]) -> dict[str, float]:
-    """Median latency of each layer in float on this host, one thread, less that of a call; layers of one shape share theirs."""
+    """Median latency of each layer in float on this host, one thread, less that of a call; layers of one shape share theirs.
+
+    Nothing where the target is evaluated here, not run.
+    """
     network = network_of(entry.graph)
     alike: dict[tuple[object, ...], list[str]] = {}
     for path, extent in extents.items():
@@ -38,6 +41,8 @@ def layer_latencies_ms(target: Target, entry: Entry, extents: Mapping[str, Exten
     program = Program((*entries, _alone(NOTHING, nn.ReLU(), SMALL, SMALL)), "fp32", parent="")
     with tempfile.TemporaryDirectory() as folder:
         session = target.open(target.export(program, Path(folder), "layers"))
+        if session.how == "evaluated":
+            return {}
         given = {each.name: {"x": _noise(each.inputs[0].shape)} for each in program.entries}
         samples = interleave({name: partial(session.run, name, inputs) for name, inputs in given.items()}, FEW)
     call = samples.p50_ms(NOTHING)
