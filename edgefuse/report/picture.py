@@ -24,9 +24,10 @@ def draw_front(path: Path, measured: Sequence[Measured], chosen: Measured | None
     figure, axes = _blank(8.0, 5.0)
     best = front(measured)
     axes.step([each.cost for each in best], [each.wer_loss for each in best], where="post", color="tab:gray", zorder=1)
+    others = [each for each in measured if each is not chosen]
     kinds = {
-        "uniform": ("tab:orange", [each for each in measured if not each.scheme.table and each is not chosen]),
-        "mixed": ("tab:blue", [each for each in measured if each.scheme.table and each is not chosen]),
+        "uniform": ("tab:orange", [each for each in others if _is_uniform(each)]),
+        "mixed": ("tab:blue", [each for each in others if not _is_uniform(each)]),
         "chosen": ("tab:red", [each for each in measured if each is chosen]),
     }
     for label, (color, those) in kinds.items():
@@ -49,6 +50,10 @@ def draw_sensitivity(path: Path, parts: Sequence[Sensitivity]) -> None:
     axes.tick_params(axis="y", labelsize=6)
     axes.margins(y=0.01)
     _save(figure, path)
+
+
+def _is_uniform(each: Measured) -> bool:
+    return each.scheme.precision != "mixed" or not each.scheme.table
 
 
 def _blank(width: float, height: float) -> tuple[Figure, Axes]:
