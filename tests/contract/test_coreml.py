@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgefuse import recognize
+from edgefuse.bench.layers import layer_latencies_ms
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import ChangedBundle, ExportFailed, NotABundle, Refused
 from edgefuse.fold import fold
@@ -22,6 +23,7 @@ from edgefuse.lower.sites import points_of
 from edgefuse.quantize.graph import round_weights
 from edgefuse.quantize.palette import palettized
 from edgefuse.quantize.scheme import SCHEMES, Scheme
+from edgefuse.quantize.sensitivity import extents
 from edgefuse.values import Artifact, Checkpoint, Entry, Program, Quantization, Streaming, TensorSpec
 from edgefuse.verify.gate import judge
 from edgefuse_targets import coreml
@@ -351,6 +353,11 @@ def test_a_layer_that_did_not_follow_its_scheme_fails_the_gate(small_bits: Artif
     assert small_bits.layers[layer] != precision
     other = dataclasses.replace(small_bits, layers={**small_bits.layers, layer: precision})
     assert not layers_check(other)
+
+
+def test_layers_that_are_evaluated_have_no_latency(program: Program) -> None:
+    (entry, *_) = program.entries
+    assert layer_latencies_ms(coreml, entry, extents(entry)) == {}
 
 
 def test_a_quantized_package_has_the_same_bytes_twice(small_bits: Artifact, mixed: Program, tmp_path: Path) -> None:
