@@ -392,14 +392,7 @@ def test_the_positions_in_an_artifact_are_ours_integer_for_integer(target: Targe
         attention = entry.graph.get_submodule("blocks.0.attention")
         p, bias = attention.get_buffer("positions.p"), attention.get_parameter("key.bias").detach()
         either = (p, p + bias) if target.SUFFIX == ".tflite" else (p,)  # where nothing but the bias is between them
-        assert any(rounded(target.SUFFIX, each).numpy().tobytes() in content for each in either)
-
-
-def rounded(suffix: str, p: Tensor) -> Tensor:
-    """Positions as the integers of a file of such a name; those of Core ML have a scale in half precision."""
-    scale = (p.abs().max() / 127).half().float()
-    half = (p / scale).round().clamp(-127, 127).to(torch.int8)
-    return half if suffix == ".mlpackage" else graphs.round_weights(p).integers
+        assert any(graphs.round_weights(each).integers.numpy().tobytes() in content for each in either)
 
 
 def nibbles(integers: Tensor) -> Tensor:
