@@ -38,6 +38,7 @@ from edgefuse.verify.reference import refer
 from edgefuse.verify.soak import Soaked
 from edgefuse.verify.soak import soak as soak_session
 
+SPEECH = "SPEECH"  # where a hint cannot name any
 ARTIFACT = "model"  # + the target's suffix
 SECONDS = (5.12,)  # long enough for the shipped test set
 Tell = Callable[[str], AbstractContextManager[object]]
@@ -301,7 +302,7 @@ def _require_passed(bundle: Bundle, checkpoint: Path, calibration: Path | None, 
     for export in bundle.exports:
         for check in export.verdict.checks:
             if not check.passed:
-                look = which_layers(export.verdict, bundle.quantization, str(checkpoint), str(calibration))
+                look = which_layers(export.verdict, bundle.quantization, str(checkpoint), str(calibration or SPEECH))
                 every = f"edgefuse verify {keep()}"
                 raise GateFailed(
                     f"The {export.artifact.target} artifact does not pass: {check.name} is {check.measured}, "

@@ -72,13 +72,19 @@ def sensitivities(trials: Trials, scheme: Scheme, entry: Entry, tell: Tell) -> I
     for module, layers in groupby(quantized, key=module_of):
         with tell(f"Listening with each layer of {module} quantized alone, and with each left float alone"):
             for layer in layers:
-                only, without = alone(scheme, layer, quantized[layer]), replace(scheme, table={**scheme.table, layer: "fp32"})
+                only, without = alone(scheme, layer, quantized[layer]), _without(scheme, layer)
                 yield Sensitivity(layer, quantized[layer], trials.of(only), trials.of(without), parts[layer])
     for line in OWN_LINES:
         if getattr(scheme, line) == "int8":
             float_line: dict[str, Any] = {line: "fp32"}
             only = replace(scheme, name=line, layers="fp32", table={}, **{**ALL_FLOAT, line: "int8"})
             yield Sensitivity(line, "int8", trials.of(only), trials.of(replace(scheme, **float_line)), None)
+
+
+def _without(scheme: Scheme, layer: str) -> Scheme:
+    """The layer in float, by the last line of the table: that is the one that counts."""
+    others = {pattern: precision for pattern, precision in scheme.table.items() if pattern != layer}
+    return replace(scheme, table={**others, layer: "fp32"})
 
 
 def module_of(layer: str) -> str:

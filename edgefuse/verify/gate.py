@@ -135,8 +135,8 @@ def which_layers(
         return None
     scheme = quantized.scheme
     precision = scheme.name if SCHEMES.get(scheme.name) == scheme else "SCHEME.toml"
-    ranges = ("--calibration", calibration) if scheme.calibrated else ()
-    command = ("edgefuse", "sensitivity", checkpoint, "--target", verdict.target, "--precision", precision, *ranges)
+    where = ("--target", verdict.target, "--precision", precision, "--calibration", calibration)
+    command = ("edgefuse", "sensitivity", checkpoint, *where)
     return f"See which layers lose most with: {shlex.join(command)}"
 
 

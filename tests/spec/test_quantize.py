@@ -586,7 +586,7 @@ def test_a_quantized_bundle_that_does_not_pass_names_the_command_that_finds_its_
     assert caught.value.hint == f"See which layers lose most with: {command}; every check with: {every}"
 
 
-def test_the_command_that_finds_layers_is_for_numbers_and_asks_for_speech_only_where_a_scheme_does(bundle):
+def test_the_command_that_finds_layers_is_for_numbers_and_can_be_typed(bundle):
     from edgefuse.bundle import Quantized
     from edgefuse.values import Check, Verdict
     from edgefuse.verify.gate import which_layers
@@ -597,7 +597,7 @@ def test_the_command_that_finds_layers_is_for_numbers_and_asks_for_speech_only_w
     named, own = bundle.quantization, Quantized(Scheme("mine", "fp32", {"*.w1": "int8-weights"}), "")
     command = "edgefuse sensitivity CHECKPOINT --target tflite --precision"
     assert told("tokens, stream_640ms", named) == f"See which layers lose most with: {command} int8 --calibration SPEECH"
-    assert told("WER", own) == f"See which layers lose most with: {command} SCHEME.toml"
+    assert told("WER", own) == f"See which layers lose most with: {command} SCHEME.toml --calibration SPEECH"
     assert told("partitions", named) is told("parity", None) is None
 
 

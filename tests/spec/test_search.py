@@ -65,6 +65,12 @@ def test_a_layer_that_is_left_float_takes_its_error_along(costs):
     assert costs.exact.agreement_percent == 100.0
 
 
+def test_a_layer_is_left_float_even_where_a_pattern_behind_its_line_names_it(inquiry):
+    scheme = Scheme("two", "fp32", {"head.ctc": "int8", "head.*": "int8"}, positions="fp32")
+    (part,) = sensitivity(inquiry, scheme).parts
+    assert part.without.noise == 0.0 < part.alone.noise
+
+
 def test_a_line_of_the_scheme_is_a_part_too(inquiry):
     found = sensitivity(inquiry, Scheme("sums", "fp32", residual="int8", positions="fp32"))
     (part,) = found.parts
