@@ -89,12 +89,14 @@ class Costs:
         whole: what the scheme as it is says.
         parts: each layer of it, and each line, on its own.
         latency_ms: of each layer in float on the target; empty where artifacts are evaluated here, not run.
+        weights: how many all layers have, those included that the scheme leaves float.
     """
 
     exact: Trial
     whole: Trial
     parts: tuple[Sensitivity, ...]
     latency_ms: Mapping[str, float]
+    weights: int
 
 
 def sensitivity(inquiry: Inquiry, scheme: Scheme, tell: Tell = silent) -> Costs:
@@ -108,9 +110,10 @@ def sensitivity(inquiry: Inquiry, scheme: Scheme, tell: Tell = silent) -> Costs:
     require_honoured(ground.quantized(scheme), {inquiry.target: target})
     (entry,) = ground.program.entries
     with tell(f"Timing the layers on {inquiry.target}"), in_words(inquiry.target, "could not time its layers"):
-        latency_ms = layer_latencies_ms(target, entry, extents(entry))
-    trials = ground.trials()
-    return Costs(trials.exact, trials.of(scheme), tuple(sensitivities(trials, scheme, entry, tell)), latency_ms)
+        layers = extents(entry)
+        latency_ms = layer_latencies_ms(target, entry, layers)
+    trials, weights = ground.trials(), sum(each.weights for each in layers.values())
+    return Costs(trials.exact, trials.of(scheme), tuple(sensitivities(trials, scheme, entry, tell)), latency_ms, weights)
 
 
 def stand(inquiry: Inquiry, tell: Tell) -> Ground:

@@ -520,7 +520,7 @@ def _span(span: tuple[float, float]) -> str:
 def sensitivity_rows(costs: Costs) -> list[tuple[str, ...]]:
     """One row per layer and line, in the order of `SENSITIVITIES`, what brings the most error first."""
     noise = sum(each.alone.noise for each in costs.parts) or 1.0
-    latency, weights = sum(costs.latency_ms.values()), sum(each.extent.weights for each in costs.parts if each.extent)
+    latency = sum(costs.latency_ms.values())
     return [
         (
             each.name,
@@ -531,7 +531,7 @@ def sensitivity_rows(costs: Costs) -> list[tuple[str, ...]]:
             f"{each.alone.errors.wer_percent - costs.exact.errors.wer_percent:+.2f}",
             f"{each.without.errors.wer_percent - costs.whole.errors.wer_percent:+.2f}",
             f"{100 * costs.latency_ms[each.name] / latency:.1f} %" if each.name in costs.latency_ms and latency else "-",
-            f"{100 * each.extent.weights / weights:.1f} %" if each.extent else "-",
+            f"{100 * each.extent.weights / costs.weights:.1f} %" if each.extent else "-",
         )
         for each in sorted(costs.parts, key=lambda each: -each.alone.noise)
     ]
@@ -550,6 +550,7 @@ def sensitivity_json(costs: Costs) -> dict[str, Any]:
     return {
         "float": _trial_json(costs.exact),
         "all": _trial_json(costs.whole),
+        "weights": costs.weights,
         "parts": [
             {
                 "name": each.name,

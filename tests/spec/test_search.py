@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse import cli
@@ -122,10 +123,20 @@ def test_the_same_numbers_draw_the_same_picture(costs, tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
+def layer_weights(folder):
+    """The weights of every linear and convolution of a checkpoint, but for those that make its positions: these are constants."""
+    layers = checkpoints.encoder_of(checkpoints.read(folder)).named_modules()
+    kinds = torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d
+    return [each.weight for path, each in layers if isinstance(each, kinds) and "position" not in path]
+
+
 def test_the_table_begins_with_what_costs_most(costs):
     table = rows.sensitivity_rows(costs)
     assert table[0][0] == max(costs.parts, key=lambda each: each.alone.noise).name
     assert all(len(row) == len(rows.SENSITIVITIES) for row in table)
+    head = next(each for each in costs.parts if each.name == "head.ctc")
+    share = 100 * head.extent.weights / sum(weight.numel() for weight in layer_weights(FUSIONFORMER))
+    assert next(row[-1] for row in table if row[0] == "head.ctc") == f"{share:.1f} %"  # of the model, not of what is quantized
 
 
 # --- mixes
