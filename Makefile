@@ -19,8 +19,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## the latency ratios of README.md
-	$(BIN)/edgefuse bench --preset small --seconds 5.12 --chunk-ms 640 --target executorch --target tflite
-	$(BIN)/edgefuse bench --preset base --precision int8 --seconds 5.12 --target executorch --target tflite
+	$(BIN)/edgefuse ablation --preset small --seconds 5.12 --chunk-ms 640 --target executorch --target tflite
+	$(BIN)/edgefuse ablation --preset base --precision int8 --seconds 5.12 --target executorch --target tflite
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

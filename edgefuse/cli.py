@@ -493,7 +493,7 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 @click.option("--rounds", type=int, default=40, show_default=True)
 @verbose_option
 @json_option
-def bench(
+def ablation(
     preset: str,
     precision: str,
     seconds: tuple[float, ...],
@@ -510,13 +510,14 @@ def bench(
     With fewer bits than fp32, time the folded one and the Conformer in turns with themselves in fp32.
     """
     chosen = _targets(targets, every=every)
-    from edgefuse.bench import Routine, compare
+    from edgefuse.ablation import compare
+    from edgefuse.bench.turns import Turns
     from edgefuse.report import rows, terminal
 
     lengths, chunks = _shapes(seconds, chunk_ms, left_context_ms)
-    routine = Routine(rounds=rounds, threads=threads)
+    turns = Turns(rounds=rounds, threads=threads)
     asked = _precision(precision)
-    measured = compare(preset, chosen, routine, precision=asked, seconds=lengths, chunks=chunks, tell=terminal.step)
+    measured = compare(preset, chosen, turns, precision=asked, seconds=lengths, chunks=chunks, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.comparisons_json(measured))
     else:

@@ -36,10 +36,25 @@
     ├── BadBars                        62   a file of bars that cannot be used
     ├── TrainingDiverged               70   NaN loss
     ├── BadHotwords                    80   a file of hotwords that cannot be used
-    └── QuantizationError
-        ├── BadScheme                  90   a scheme that cannot be read, or that this model or target lacks the layers for
-        ├── BadCalibration             91   calibration speech or ranges that cannot be used
-        └── NothingFits                92   no scheme stays within the bounds of a search
+    ├── QuantizationError
+    │   ├── BadScheme                  90   a scheme that cannot be read, or that this model or target lacks the layers for
+    │   ├── BadCalibration             91   calibration speech or ranges that cannot be used
+    │   └── NothingFits                92   no scheme stays within the bounds of a search
+    ├── DeviceError
+    │   ├── UnknownDevice             100
+    │   ├── DeviceMissing             101   what a device needs is not there: a tool, a package, a set-up
+    │   ├── DeviceBusy                102   another benchmark has it
+    │   ├── DeviceRefused             103   it is there, but does not let us in
+    │   ├── DeviceGone                104   it does not answer any more
+    │   ├── RunFailed                 105   a process on it died, hung, or said what nobody understands
+    │   ├── SetupFailed               106   something could not be fetched or built
+    │   └── BenchFailed               107   something was tried and failed, or its answers were wrong
+    └── ResultError
+        ├── NotAResult                110   a file that is something else, or of another version
+        ├── ChangedResult             111   truncated or edited
+        ├── Slower                    112   a comparison says so, and was asked to fail
+        ├── BadBudget                 113   a budget that cannot be read
+        └── OverBudget                114   a measurement is above its budget
 
 Ctrl-C ends with 130, as everywhere. Only `edgefuse.cli` catches these.
 """
@@ -281,3 +296,89 @@ class NothingFits(QuantizationError):
     """No scheme that was found stays within the bounds."""
 
     exit_code = 92
+
+
+class DeviceError(EdgefuseError):
+    """Something is wrong with a device."""
+
+
+class UnknownDevice(DeviceError):
+    """A kind of device that is not on the shelf, or a device that is not there."""
+
+    exit_code = 100
+
+
+class DeviceMissing(DeviceError):
+    """What a device needs is not there."""
+
+    exit_code = 101
+
+
+class DeviceBusy(DeviceError):
+    """Another benchmark has the device."""
+
+    exit_code = 102
+
+
+class DeviceRefused(DeviceError):
+    """The device is there, but does not let us in."""
+
+    exit_code = 103
+
+
+class DeviceGone(DeviceError):
+    """The device does not answer any more."""
+
+    exit_code = 104
+
+
+class RunFailed(DeviceError):
+    """A process on a device died, hung, or said what nobody understands."""
+
+    exit_code = 105
+
+
+class SetupFailed(DeviceError):
+    """Something that a device needs could not be fetched or built."""
+
+    exit_code = 106
+
+
+class BenchFailed(DeviceError):
+    """Something was tried and failed, or its answers were wrong; the rest was measured."""
+
+    exit_code = 107
+
+
+class ResultError(EdgefuseError):
+    """Something is wrong with a result."""
+
+
+class NotAResult(ResultError):
+    """A file that is something else, or a result of another version."""
+
+    exit_code = 110
+
+
+class ChangedResult(ResultError):
+    """A result that is truncated or edited."""
+
+    exit_code = 111
+
+
+class Slower(ResultError):
+    """What is new is slower than what it is compared with."""
+
+    exit_code = 112
+
+
+class BadBudget(ResultError):
+    """A budget that cannot be read, or that speaks of nothing that is measured."""
+
+    exit_code = 113
+
+
+class OverBudget(ResultError):
+    """A measurement is above its budget."""
+
+    exit_code = 114

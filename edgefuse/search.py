@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgefuse.bench.contender import contender
-from edgefuse.bench.routine import Routine, interleave
+from edgefuse.bench.turns import Turns, interleave
 from edgefuse.errors import NothingFits, OutputExists, UsageError
 from edgefuse.explore import Ground, Inquiry, stand
 from edgefuse.foreign import in_words
@@ -50,7 +50,7 @@ SMALL: tuple[LayerPrecision, ...] = (
 STEPS = 7  # mixes that are exported, evenly along the hull
 REFINEMENTS = 3  # and so many more, between the chosen one and the next cheaper one
 QUICK = 16  # utterances on which a layer's noise is measured: it is the same for all but a little, unlike word errors
-TIMED = Routine(rounds=25, warm_up=3)
+TIMED = Turns(rounds=25, warm_up=3)
 
 
 @dataclass(frozen=True, slots=True)

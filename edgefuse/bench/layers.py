@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
-from edgefuse.bench.routine import Routine, interleave
+from edgefuse.bench.turns import Turns, interleave
 from edgefuse.lower.sites import network_of
 from edgefuse.values import Entry, Program, TensorSpec
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NOTHING = "nothing"  # an entry that computes next to nothing: what a call costs
 SMALL = (1, 8)
-FEW = Routine(rounds=20, warm_up=3)
+FEW = Turns(rounds=20, warm_up=3)
 
 
 def layer_latencies_ms(target: Target, entry: Entry, extents: Mapping[str, Extent]) -> dict[str, float]:

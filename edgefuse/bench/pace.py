@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgefuse.bench.contender import contender
-from edgefuse.bench.routine import Routine, interleave
+from edgefuse.bench.turns import Turns, interleave
 
 if TYPE_CHECKING:
     from edgefuse.target import Session, Target
     from edgefuse.values import Artifact, Mode, Program
 
-FEW = Routine(rounds=15, warm_up=2)  # enough for a median in a table
+FEW = Turns(rounds=15, warm_up=2)  # enough for a median in a table
 THIS, BASELINE = "this", "baseline"
 
 
@@ -47,5 +47,5 @@ def pace_against(target: Target, session: Session, artifact: Artifact, baseline:
 def _against(session: Session, artifact: Artifact, opened: Session, other: Artifact, mode: Mode) -> Pace:
     (twin,) = (each for each in other.modes if each.name == mode.name)  # its caches may be of other sizes
     contenders = {THIS: contender(session, artifact, mode), BASELINE: contender(opened, other, twin)}
-    samples = interleave(contenders, Routine())
+    samples = interleave(contenders, Turns())
     return Pace(samples.p50_ms(THIS), samples.ratio(BASELINE, to=THIS))

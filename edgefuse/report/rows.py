@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
     from pathlib import Path
 
-    from edgefuse.bench import Comparison, Row
+    from edgefuse.ablation import Comparison, Row
     from edgefuse.bundle import Bundle, Export
     from edgefuse.evaluate import Evaluation
     from edgefuse.explore import Costs
@@ -483,7 +483,7 @@ def _bar(row: Row | None) -> str:
 
 
 def _ratios(measured: Sequence[Comparison]) -> Iterator[tuple[str, str, float, Row | None, Comparison]]:
-    from edgefuse.bench.compare import ROWS, pairs
+    from edgefuse.ablation.compare import ROWS, pairs
 
     for comparison in measured:
         bars = {(row.target, row.streaming, row.name, row.to): row for row in ROWS.get(comparison.preset, ())}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Routine:
+class Turns:
     """What is run.
 
     Attributes:
@@ -22,7 +22,7 @@ class Routine:
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class Timed:
     """Latencies of each contender in nanoseconds; the same index is the same round."""
 
     latency_ns: Mapping[str, tuple[int, ...]]
@@ -43,7 +43,7 @@ class Samples:
         return low, high
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], routine: Routine) -> Samples:
+def interleave(contenders: Mapping[str, Callable[[], object]], turns: Turns) -> Timed:
     """Run every contender once per round, the order turned by one and reversed from round to round.
 
     Each is run twice in its turn and the second run counts: the first brings back the caches and the thread pool that the
@@ -51,7 +51,7 @@ def interleave(contenders: Mapping[str, Callable[[], object]], routine: Routine)
     """
     names = list(contenders)
     latency_ns: dict[str, list[int]] = {name: [] for name in names}
-    for turn in range(routine.warm_up + routine.rounds):
+    for turn in range(turns.warm_up + turns.rounds):
         start = turn % len(names)
         order = names[start:] + names[:start]
         for name in reversed(order) if turn % 2 else order:
@@ -59,6 +59,6 @@ def interleave(contenders: Mapping[str, Callable[[], object]], routine: Routine)
             before = time.perf_counter_ns()
             contenders[name]()
             elapsed = time.perf_counter_ns() - before
-            if turn >= routine.warm_up:
+            if turn >= turns.warm_up:
                 latency_ns[name].append(elapsed)
-    return Samples({name: tuple(samples) for name, samples in latency_ns.items()})
+    return Timed({name: tuple(samples) for name, samples in latency_ns.items()})

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse import target as targets
+from edgefuse.ablation.plain import plain_entry
 from edgefuse.bench.contender import contender, noise
-from edgefuse.bench.plain import plain_entry
-from edgefuse.bench.routine import Routine, Samples, interleave
+from edgefuse.bench.turns import Timed, Turns, interleave
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import Refused
 from edgefuse.fold import fold
@@ -117,13 +117,13 @@ class Comparison:
     precision: Precision
     target: str
     mode: Mode
-    samples: Samples
+    samples: Timed
 
 
 def compare(
     size: str,
     names: Sequence[str],
-    routine: Routine,
+    turns: Turns,
     *,
     precision: Precision | Scheme = "fp32",
     seconds: Sequence[float] = (),
@@ -146,7 +146,7 @@ def compare(
         return [
             Comparison(size, _bits(precision), name, mode, samples)
             for name, target in shelf.items()
-            for mode, samples in _measure(name, target, programs, _config(size, "batch"), Path(folder), routine, tell)
+            for mode, samples in _measure(name, target, programs, _config(size, "batch"), Path(folder), turns, tell)
         ]
 
 
@@ -208,23 +208,23 @@ def _measure(
     programs: Mapping[str, Program],
     config: EncoderConfig,
     folder: Path,
-    routine: Routine,
+    turns: Turns,
     tell: Tell,
-) -> Iterator[tuple[Mode, Samples]]:
+) -> Iterator[tuple[Mode, Timed]]:
     loaded: dict[str, tuple[Session, Artifact]] = {}
     honoured = {kind: program for kind, program in programs.items() if kind != HELD or not target.refusals(program)}
     for kind, program in honoured.items():
         with tell(f"Exporting {kind} for {name}"):
             artifact = target.export(program, folder, f"{name}-{kind}")
-            loaded[kind] = target.open(artifact, routine.threads), artifact
+            loaded[kind] = target.open(artifact, turns.threads), artifact
     for mode in programs[FOLDED].modes:
         able = {kind: each for kind, each in loaded.items() if next(iter(mode.inputs)) in each[1].inputs}
         frames, keys = _extent(mode)
         with tell(f"Timing {', '.join(able)} on {name} in turns, {mode.name}"):
             contenders = {kind: contender(*each, mode) for kind, each in able.items()}
-            samples = interleave({**contenders, GEMM: _matrix_product(cost(config).macs(frames, keys), routine.threads)}, routine)
-        audio = {AUDIO: (frames * ENCODER_HOP_MS * 1_000_000,) * routine.rounds}
-        yield mode, Samples({**samples.latency_ns, **audio})
+            samples = interleave({**contenders, GEMM: _matrix_product(cost(config).macs(frames, keys), turns.threads)}, turns)
+        audio = {AUDIO: (frames * ENCODER_HOP_MS * 1_000_000,) * turns.rounds}
+        yield mode, Timed({**samples.latency_ns, **audio})
 
 
 def _extent(mode: Mode) -> tuple[int, int]:
