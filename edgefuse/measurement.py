@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Clock = Literal["host", "device", "virtual", "instructions"]
 CLOCKS: tuple[Clock, ...] = get_args(Clock)
 Want = Literal["latency", "memory", "profile"]
+WANTS: tuple[Want, ...] = get_args(Want)
 NOT_TOLD = "not told"  # what a device does not say about itself
 
 
@@ -320,6 +321,21 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Absence:
+    """A device that was not there, or not any more.
+
+    Attributes:
+        spec: which.
+        reason: one sentence.
+        hint: what to do about it.
+    """
+
+    spec: str
+    reason: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Most resident memory of a process of its own, and what it had before anything was loaded."""
 
@@ -347,6 +363,7 @@ class Measurement:
         failures: what did not end well.
         memory: if it was looked at.
         profile: if it was looked at.
+        refusals: why the device cannot run it, or cannot look at its memory or its operators, in words.
     """
 
     device: DeviceInfo
@@ -356,6 +373,7 @@ class Measurement:
     failures: tuple[Failure, ...] = ()
     memory: Memory | None = None
     profile: Profile | None = None
+    refusals: Mapping[Want, str] = field(default_factory=dict)
 
     @property
     def valid(self) -> tuple[Visit, ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgefuse.measurement import Profile
     from edgefuse.values import Artifact, Program, Structure
 
 
@@ -28,6 +29,22 @@ class Session(Protocol):
 
     def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Answer once; names and shapes are those of the artifact's specs."""
+        ...
+
+
+class Opened(Session, Protocol):
+    """A session whose steps can be taken one by one, so that the runtime's own work can be timed alone; `run` is all three."""
+
+    def give(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        """Put in what the next call takes."""
+        ...
+
+    def call(self, entry: str) -> None:
+        """Let the runtime compute, and nothing else."""
+        ...
+
+    def answers(self, entry: str) -> Mapping[str, NDArray[np.float32]]:
+        """What the last call answered; it stays when the next call comes."""
         ...
 
 
@@ -49,8 +66,20 @@ class Target(Protocol):
         """Write `folder/name + SUFFIX`; the same program gives the same bytes."""
         ...
 
-    def open(self, artifact: Artifact, threads: int = 1) -> Session:
-        """Load it here, for verification and timing."""
+    def ready(self, threads: int = 1) -> None:
+        """Import the runtime and make its threads, as an application does once, before it loads anything."""
+        ...
+
+    def open(self, artifact: Artifact, threads: int = 1, *, warm: bool = True) -> Opened:
+        """Load every entry of it here, for verification and timing; a `warm` one has run once, on zeros."""
+        ...
+
+    def profile(self, artifact: Artifact, entry: str, inputs: Mapping[str, NDArray[np.float32]], threads: int = 1) -> Profile:
+        """Where the time of a call goes, operator by operator, on this host; the inputs are of its first call.
+
+        Raises:
+            Refused: the runtime does not tell, or does not run here.
+        """
         ...
 
     def structure(self, artifact: Artifact) -> Structure:
