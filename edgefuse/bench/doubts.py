@@ -62,7 +62,8 @@ def _drift(visits: tuple[Visit, ...]) -> Iterator[str]:
     changes = [drift(visit) for visit in visits if len(visit.samples.values) >= FEWEST]
     change = statistics.median(changes) if changes else 0.0
     if abs(change) > DRIFT:
-        yield f"Drift: the last third of a process is {100 * abs(change):.0f} % {'slower' if change > 0 else 'faster'} than its first."
+        how = "slower" if change > 0 else "faster"
+        yield f"Drift: the last third of a process is {100 * abs(change):.0f} % {how} than its first."
 
 
 def drift(visit: Visit) -> float:

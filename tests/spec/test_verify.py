@@ -99,6 +99,14 @@ def test_half_precision_has_lower_bars_for_numbers_and_the_same_for_structure():
     assert failed(half, Structure({}, ("x",), 1, {}), "fp16") == ["normalizations"]
 
 
+def test_a_quantized_artifact_that_hears_better_by_chance_has_lost_nothing():
+    few, many = words(1), words(*[3] * 50)
+    model, better = dataclasses.replace(MODEL, words=many), dataclasses.replace(GOOD, words=few)
+    worse = dataclasses.replace(GOOD, words=many)
+    assert failed(better, model=model, precision="int8") == []
+    assert failed(better, model=model, precision="fp32") == failed(worse, precision="int8") == ["WER"]
+
+
 def test_casts_at_the_border_are_for_half_precision_only():
     casts = Structure({}, (), 1, {"_to_dim_order_copy.out": 3})
     assert failed(structure=casts, precision="fp16") == []
