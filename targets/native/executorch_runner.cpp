@@ -52,8 +52,12 @@ void add_input(Loaded &loaded, const executorch::runtime::MethodMeta &method, in
     loaded.inputs.emplace_back(loaded.tensors.back());
 }
 
-void *load(const plan *plan) {
+// A method keeps a pointer into the pool with which it was loaded, so that the pool comes first.
+void prepare(const plan *plan) {
     executorch::extension::threadpool::get_threadpool()->_unsafe_reset_threadpool(static_cast<uint32_t>(plan->threads));
+}
+
+void *load(const plan *plan) {
     auto loaded = std::make_unique<Loaded>(plan->model, plan->entry);
     const Error error = loaded->module.load_method(plan->entry);
     if (error != Error::Ok)
@@ -98,7 +102,7 @@ void release(void *loaded) { delete static_cast<Loaded *>(loaded); }
 }  // namespace
 
 int main(int argument_count, char **arguments) {
-    const runtime executorch_runtime = {RUNTIME, load, give, renew, call, take, release};
+    const runtime executorch_runtime = {RUNTIME, prepare, load, give, renew, call, take, release};
     executorch::runtime::runtime_init();
     return follow_plan(&executorch_runtime, argument_count, arguments);
 }

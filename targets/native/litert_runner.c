@@ -231,6 +231,6 @@ static void release(void *loaded)
 
 int main(int argument_count, char **arguments)
 {
-    const struct runtime litert = {RUNTIME, load, give, renew, call, take, release};
+    const struct runtime litert = {RUNTIME, NULL, load, give, renew, call, take, release};
     return follow_plan(&litert, argument_count, arguments);
 }

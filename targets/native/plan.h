@@ -61,6 +61,7 @@ struct plan {
 /* What a runtime does for us. A function that fails ends the process, with a sentence on stderr. */
 struct runtime {
     const char *version;
+    void (*prepare)(const struct plan *plan); /* what is done once in a process, and timed by nobody; may be NULL */
     void *(*load)(const struct plan *plan); /* everything up to the first call */
     void (*give)(void *loaded, int input, const float *values);
     void (*renew)(void *loaded, int input, int output); /* a cache becomes what the last call made of it */
@@ -343,7 +344,7 @@ static inline int64_t memory_bytes(const char *what)
 }
 
 /* Everything that is written while the clock runs is written to once before, so that it costs no page fault then. */
-static inline void prepare(const struct plan *plan, struct sight *sight)
+static inline void make_room(const struct plan *plan, struct sight *sight)
 {
     size_t floats = plan->outputs[0].floats;
     sight->room = (size_t)plan->most_calls > plan->calls ? (size_t)plan->most_calls : plan->calls;
@@ -434,7 +435,9 @@ static inline int follow_plan(const struct runtime *runtime, int argument_count,
     if (chdir(arguments[1]))
         fail(PLAN_IS_WRONG, "%s cannot be entered: %s.", arguments[1], strerror(errno));
     read_plan(&plan);
-    prepare(&plan, &sight);
+    make_room(&plan, &sight);
+    if (runtime->prepare)
+        runtime->prepare(&plan);
     forget_pages(plan.model);
     sight.before_bytes = memory_bytes("VmRSS:");
     void *loaded = timed_load(runtime, &plan, LOAD, &sight.cold_load_ns);
