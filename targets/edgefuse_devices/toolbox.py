@@ -128,10 +128,14 @@ def home() -> Path:
     return cache() / "arm64"
 
 
-def missing() -> Sequence[Lack]:
-    """What a device that runs arm64 programs lacks: the runners, as long as they have not been built from today's sources."""
-    stale = [RUNTIMES[target].name for target in RUNTIMES if not _stands(target, _of_runner(target))]
-    return [Lack(f"the arm64 runners of {' and '.join(stale)}", SETUP)] if stale else []
+def missing(*, plugin: bool = False) -> Sequence[Lack]:
+    """What a device that runs arm64 programs lacks: runners, and the plugin, that stand there built from today's sources."""
+    lacks = [
+        Lack(f"the arm64 runner of {RUNTIMES[each].name}", SETUP) for each in RUNTIMES if not _stands(each, _of_runner(each))
+    ]
+    if plugin and not _stands("count", _of_plugin()):
+        lacks.append(Lack("the plugin that counts instructions", SETUP))
+    return lacks
 
 
 def payload(target: str) -> Mapping[str, Path]:

@@ -1,0 +1,267 @@
+"""Emulated arm64 CPUs: the real machine code of the runtimes, one instruction at a time.
+
+QEMU's user-mode emulation runs the arm64 runner, and a plugin counts what it executes. The answers are those of ARM's kernels,
+the counts are exact and the same wherever they are taken; how long an emulator takes says nothing, and is not told.
+
+What could change a count is the same in every run: the environment is empty, every path is relative to a fresh folder, the seed
+of the guest's random numbers is fixed, and the guest sees the `/proc/cpuinfo` and `/sys` of its CPU and not the host's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import platform
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgefuse.device import Lack
+from edgefuse.errors import RunFailed, UnknownDevice, UsageError
+from edgefuse.measurement import DeviceInfo, Instructions, Job, Run
+from edgefuse_devices import toolbox
+from edgefuse_devices.plan import garbage, read_run, write_plan
+from edgefuse_devices.process import Ended, checked, run
+
+if TYPE_CHECKING:
+    from edgefuse.device import Connection
+    from edgefuse.values import Artifact
+
+SUMMARY = "emulated arm64 CPUs: answers of ARM's kernels, and exact counts of instructions"
+
+EMULATOR, PACKAGE = "qemu-aarch64", "qemu-user"
+COUNTS, MODEL, PAYLOAD, CPU, PLUGIN = "counts.jsonl", "model", "payload", "cpu", "count.so"  # names in the folder of a run
+SEED = "1"
+TOTAL = "instructions"
+CALL, LOAD, RELOAD = 0, 2, 4  # the regions that a runner marks
+
+NEON = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+DOT = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp ssbs"
+HALF = "asimdhp"  # the kernel's name for arithmetic in fp16
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """A CPU as the emulator and the runtimes know it.
+
+    Attributes:
+        model: QEMU's name of it.
+        part: its number in the main id register; runtimes choose kernels by it.
+        features: the kernel's names of what it can.
+    """
+
+    model: str
+    part: int
+    features: str
+
+
+CPUS: Mapping[str, Cpu] = {
+    "cortex-a53": Cpu("cortex-a53", 0xD03, NEON),
+    "cortex-a72": Cpu("cortex-a72", 0xD08, NEON),
+    "cortex-a76": Cpu("cortex-a76", 0xD0B, DOT),
+    # QEMU 7.2 computes wrongly with int8 matrices as soon as it has SME as well
+    "i8mm": Cpu("max,sme=off", 0xD4D, f"{DOT} i8mm bf16"),
+}
+USUAL = "cortex-a76"
+
+
+def missing() -> Sequence[Lack]:
+    """The emulator, the runners and the plugin."""
+    if platform.system() != "Linux":
+        return [Lack("Linux, where QEMU emulates single programs", "run edgefuse on Linux, or in a container")]
+    lacks = [] if shutil.which(EMULATOR) else [Lack(EMULATOR, f"apt-get install {PACKAGE}")]
+    return [*lacks, *toolbox.missing(plugin=True)]
+
+
+def found() -> Sequence[DeviceInfo]:
+    """Every CPU, the usual one first."""
+    return [] if missing() else [_info(name) for name in sorted(CPUS, key=lambda name: name != USUAL)]
+
+
+@contextmanager
+def connect(which: str) -> Iterator[Connection]:
+    """An emulated CPU by its name; "" is the usual one.
+
+    Raises:
+        UnknownDevice: there is no such CPU.
+        DeviceMissing: something has not been set up, or has changed since.
+    """
+    name = which or USUAL
+    if name not in CPUS:
+        raise UnknownDevice(
+            f"There is no emulated CPU {name!r}.", hint=f"There are: {', '.join(f'arm64:{each}' for each in CPUS)}"
+        )
+    for target in toolbox.RUNTIMES:
+        toolbox.payload(target)  # looks at the checksums, once
+    toolbox.plugin()
+    with tempfile.TemporaryDirectory(prefix="edgefuse-arm64-") as folder:
+        _write_cpu(CPUS[name], Path(folder) / CPU)
+        yield _Emulated(_info(name), name, Path(folder))
+
+
+def setup(tell: toolbox.Tell) -> None:
+    """Fetch and build the runners, and build the plugin.
+
+    Raises:
+        SetupFailed: something could not be fetched or built.
+    """
+    toolbox.setup(tell)
+    toolbox.setup_plugin(tell)
+
+
+@dataclass(slots=True)
+class _Emulated:
+    """A CPU and a folder of its own."""
+
+    info: DeviceInfo
+    name: str
+    folder: Path
+
+    def refusal(self, artifact: Artifact) -> str | None:
+        """Runtimes that have no arm64 Linux build."""
+        if artifact.target in toolbox.RUNTIMES:
+            return None
+        told = (
+            "Core ML artifacts run on Apple devices only"
+            if artifact.target == "coreml"
+            else f"there is no runner for {artifact.target}"
+        )
+        return f"{told}; arm64 runs {' and '.join(toolbox.RUNTIMES)}"
+
+    def conditions(self) -> Mapping[str, str]:
+        """Nothing that changes can change a count."""
+        return {}
+
+    def run(self, job: Job) -> Run:
+        """Run the feed once, after one call that warms up, and count.
+
+        Raises:
+            RunFailed: the runner crashed, hung, or said what nobody understands.
+            UsageError: something is wanted that has no meaning here.
+        """
+        _require_countable(job)
+        with tempfile.TemporaryDirectory(dir=self.folder) as name:
+            folder = Path(name)
+            ended = run(self._prepared(folder, job), limit_s=job.routine.limit_s, cwd=folder, env={})
+            if ended.signal == "SIGILL":
+                raise _unknown_instruction(self.name, job.artifact)
+            checked(ended, "The runner", hint="Run it once more with -v, or on another CPU: --device arm64:cortex-a76")
+            return _counted(read_run(folder, ended.stdout, job, "instructions"), folder, ended)
+
+    def _prepared(self, folder: Path, job: Job) -> Sequence[str]:
+        """Put everything that the runner needs into a folder; how it is started there."""
+        model = MODEL + job.artifact.path.suffix
+        write_plan(folder, job, model=model, exact=True)
+        (folder / model).symlink_to(job.artifact.path.resolve())
+        (folder / PAYLOAD).symlink_to(toolbox.home() / job.artifact.target)
+        (folder / CPU).symlink_to(self.folder / CPU)
+        (folder / PLUGIN).symlink_to(toolbox.home() / "count" / PLUGIN)
+        emulator = [shutil.which(EMULATOR) or EMULATOR, "-cpu", CPUS[self.name].model, "-L", CPU, "-seed", SEED]
+        return [*emulator, "-plugin", f"./{PLUGIN},out={COUNTS}", *toolbox.command(at=PAYLOAD)]
+
+
+def _require_countable(job: Job) -> None:
+    routine = job.routine
+    if job.want == "memory":
+        raise UsageError("arm64 has no memory of its own: its process holds the emulator, too.", hint="Leave out --memory here.")
+    if job.want == "profile":
+        raise UsageError("arm64 counts instructions, and has no time to be spent by operators.", hint="Leave out --profile here.")
+    if routine.threads != 1:
+        raise UsageError(
+            f"arm64 counts one thread, not {routine.threads}: several change the count from run to run.", hint="Use --threads 1"
+        )
+    if routine.paced:
+        raise UsageError("arm64 counts instructions, which no pace changes.", hint="Leave out --paced here.")
+
+
+def _unknown_instruction(cpu: str, artifact: Artifact) -> RunFailed:
+    """SIGILL in words."""
+    if "fp16" in artifact.precision and HALF not in CPUS[cpu].features.split():
+        return RunFailed(
+            f"{artifact.path.name} needs fp16 arithmetic, which {cpu} has not.",
+            hint="Export it in fp32 or int8 for such CPUs; one that has it is: --device arm64:cortex-a76",
+        )
+    return RunFailed(
+        f"{artifact.path.name} needs an instruction that {cpu} has not (SIGILL).",
+        hint="Try another CPU: --device arm64:cortex-a76",
+    )
+
+
+def _counted(told: Run, folder: Path, ended: Ended) -> Run:
+    """A run by the counts of the plugin; what the runner says of nanoseconds and bytes is the emulator's."""
+    try:
+        regions = [json.loads(line) for line in (folder / COUNTS).read_text("ascii").splitlines()]
+        counts = {kind: [each for each in regions if each["region"] == kind] for kind in (LOAD, CALL, RELOAD)}
+        timed = counts[CALL][told.warm_up_calls :]
+        classes: Counter[str] = Counter()
+        for region in timed:
+            classes.update({name: count for name, count in region.items() if name not in {"region", TOTAL}})
+        samples = Instructions(tuple(region[TOTAL] for region in timed))
+        if len(samples.values) != len(told.samples.values):
+            raise ValueError(f"{len(samples.values)} regions")  # noqa: TRY301 - one place says what is wrong
+        return dataclasses.replace(
+            told,
+            samples=samples,
+            cold_load=counts[LOAD][0][TOTAL],
+            warm_load=counts[RELOAD][0][TOTAL],
+            first=counts[CALL][0][TOTAL],
+            classes=dict(classes),
+            peak_bytes=None,
+            before_bytes=None,
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise garbage(ended.stdout) from error
+
+
+def _info(name: str) -> DeviceInfo:
+    facts = {
+        "chip": f"{name}, part {CPUS[name].part:#05x}, one core",
+        "features": CPUS[name].features,
+        "emulated by": _emulator_version(),
+        "system": "Linux arm64, one program",
+        "runtimes": ", ".join(runtime.name for runtime in toolbox.RUNTIMES.values()),
+        "runners": ", ".join(f"{target} {toolbox.digest(target)[:12]}" for target in toolbox.RUNTIMES),
+    }
+    return DeviceInfo(f"arm64:{name}", f"emulated {name}", "instructions", facts)
+
+
+@functools.cache
+def _emulator_version() -> str:
+    """For example "qemu-user 7.2.22"."""
+    words = run([shutil.which(EMULATOR) or EMULATOR, "--version"], limit_s=60).stdout.split()
+    return f"{PACKAGE} {words[2]}" if len(words) > 2 else PACKAGE  # noqa: PLR2004 - "qemu-aarch64 version 7.2.22"
+
+
+def _write_cpu(cpu: Cpu, root: Path) -> None:
+    """What the kernel of a machine with one such core would tell; the emulator shows it in the place of the host's files."""
+    core, devices = "sys/devices/system/cpu/cpu0", "sys/devices/system/cpu"
+    cpuinfo = {
+        "processor": "0",
+        "BogoMIPS": "100.00",
+        "Features": cpu.features,
+        "CPU implementer": "0x41",
+        "CPU architecture": "8",
+        "CPU variant": "0x0",
+        "CPU part": f"{cpu.part:#05x}",
+        "CPU revision": "3",
+    }
+    files = {
+        "proc/cpuinfo": "".join(f"{name}\t: {value}\n" for name, value in cpuinfo.items()),
+        **{f"{devices}/{name}": "0" for name in ("possible", "present", "online", "kernel_max")},
+        **{
+            f"{core}/topology/{name}": "0"
+            for name in ("physical_package_id", "core_id", "core_siblings_list", "thread_siblings_list")
+        },
+        **{f"{core}/topology/{name}": "1" for name in ("core_siblings", "thread_siblings")},
+        f"{core}/cpufreq/cpuinfo_max_freq": "1500000",
+        f"{core}/cpufreq/cpuinfo_min_freq": "600000",
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{content}\n", encoding="ascii")
