@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -9,13 +10,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
 from edgefuse import __version__
 from edgefuse.atomic import FORBIDDEN, FULL
-from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, NotWritable, UsageError
+from edgefuse.errors import EdgefuseError, GateFailed, MissingPackage, NoSpace, NotWritable, OverBudget, UsageError
 from edgefuse.values import FLOAT, INPUTS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from edgefuse.quantize.scheme import Scheme
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
-    from edgefuse.values import Input, Precision
+    from edgefuse.values import Check, Input, Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
 REFERENCE = "reference"  # the target without a runtime: for tests, not one of --all
@@ -316,21 +317,31 @@ def search(
 @click.option("--target", "-t", "targets", multiple=True, help="Only this one; may be given several times.")
 @click.option("--speech", type=PATH, help="The folder of speech that the bundle was exported with, if not the shipped one.")
 @bars_option
+@click.option("--budget", type=PATH, metavar="FILE", help="Fail where size, partitions or WER are above this file's.")
 @verbose_option
 @json_option
-def verify(bundle: Path, targets: tuple[str, ...], speech: Path | None, bars: Path | None, as_json: bool) -> None:
+def verify(
+    bundle: Path, targets: tuple[str, ...], speech: Path | None, bars: Path | None, budget: Path | None, as_json: bool
+) -> None:
     """Check BUNDLE again: checksums, structure, parity, tokens and words on speech."""
+    from edgefuse.bench.budget import check_exports, read_budget
     from edgefuse.pipeline import verify as run
     from edgefuse.report import rows, terminal
 
+    limits = None if budget is None else read_budget(budget)
     verified = run(bundle, targets=targets, speech=speech, bars=_bars(bars), tell=terminal.step)
+    checks = () if limits is None else check_exports(limits, verified.bundle, verified.exports)
     if as_json:
-        terminal.show_json(rows.verified_json(verified))
+        terminal.show_json(
+            rows.verified_json(verified) if limits is None else rows.verified_json(verified) | rows.budget_json(checks)
+        )
     else:
         terminal.show_table(rows.CHECKS, rows.verified_rows(verified), title=rows.verdict_line(verified))
+        _show_budget(checks)
     if not verified.passed:
         hints = ("The checks that failed are in the table above.", *rows.next_steps(verified))
         raise GateFailed(f"{bundle} does not pass.", hint=" ".join(hints))
+    _require_kept(checks)
 
 
 @cli.command()
@@ -479,6 +490,175 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 
     checkpoint = run(weights, config, tokens, output, cmvn=cmvn, overwrite=overwrite)
     click.echo(f"{output}: {checkpoint.config.name}, digest {checkpoint.digest[:16]}")
+
+
+@cli.command()
+@click.argument("bundles", type=PATH, nargs=-1, required=True)
+@click.option(
+    "--device", "-d", "devices", multiple=True, help="NAME or NAME:WHICH, see `edgefuse devices`; may be given several times."
+)
+@click.option("--target", "-t", "targets", multiple=True, help="Only this one; may be given several times.")
+@click.option("--entry", "entries", multiple=True, help="Only this entry or mode, such as offline; may be given several times.")
+@click.option("--quick", "routine", flag_value="quick", help="3 short processes of each: a first look.")
+@click.option("--thorough", "routine", flag_value="thorough", help="30 long processes of each: to tell small differences.")
+@click.option("--processes", type=click.IntRange(1), help="Fresh processes of each.  [default: the routine's, 12]")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--cores", metavar="N,N", help="Bind it to these cores, where the device can.")
+@click.option("--paced", is_flag=True, help="Chunks come at the pace of speech.")
+@click.option("--limit-s", type=click.IntRange(1), help="A process that takes longer is ended.  [default: 600]")
+@click.option("--latency-only", is_flag=True, help="No look at memory and operators.")
+@click.option("--budget", type=PATH, metavar="FILE", help="Fail where a number is above this file's, budgets.toml for example.")
+@click.option("-o", "--output", type=PATH, help="The result.  [default: BUNDLE.jsonl, in this folder]")
+@click.option("--resume", is_flag=True, help="Go on with a result that was interrupted, or lacks a device.")
+@click.option("--overwrite", is_flag=True, help="Replace the result.")
+@verbose_option
+@json_option
+def bench(
+    bundles: tuple[Path, ...],
+    devices: tuple[str, ...],
+    targets: tuple[str, ...],
+    entries: tuple[str, ...],
+    routine: str | None,
+    processes: int | None,
+    threads: int,
+    cores: str | None,
+    paced: bool,
+    limit_s: int | None,
+    latency_only: bool,
+    budget: Path | None,
+    output: Path | None,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Time every artifact of BUNDLES on devices, in turns, on real speech, each answer checked; `edgefuse report` shows it.
+
+    Without --device, on this host.
+    """
+    from edgefuse.bench.budget import check, read_budget
+    from edgefuse.bench.result import SUFFIX
+    from edgefuse.bench.routine import Inquiry, require_whole
+    from edgefuse.bench.routine import bench as run
+    from edgefuse.measurement import WANTS, routine_of
+    from edgefuse.report import bench_rows, terminal
+
+    limits = None if budget is None else read_budget(budget)
+    how = routine_of(routine, processes=processes, threads=threads, cores=_cores(cores), paced=paced, limit_s=limit_s)
+    wants = WANTS[:1] if latency_only else WANTS
+    inquiry = Inquiry(bundles, devices or ("host",), how, targets, entries, wants)
+    place = output or Path(f"{bundles[0].resolve().name}{SUFFIX}")
+    result = run(inquiry, place, resume=resume, overwrite=overwrite, tell=terminal.step)
+    checks = () if limits is None else check(limits, result.measurements)
+    if as_json:
+        terminal.show_json(bench_rows.result_json(result, checks))
+    else:
+        terminal.show_table(bench_rows.RESULT, bench_rows.result_rows(result))
+        click.echo(
+            "\n".join([*bench_rows.failure_lines(result), f"Result: {place}", f"Page: edgefuse report {place} -o report.html"])
+        )
+        _show_budget(checks)
+    _require_kept(checks)
+    require_whole(result)
+
+
+@cli.command()
+@click.argument("results", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, required=True, help="The page: .html, .md, .csv or .json.")
+@click.option("--base", help="The model that the others are compared with.  [default: the slowest]")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+def report(results: tuple[Path, ...], output: Path, base: str | None, overwrite: bool) -> None:
+    """Turn RESULTS of `edgefuse bench` into one page that needs no network, or into Markdown, CSV or JSON."""
+    from edgefuse.report.report import report as run
+
+    click.echo(f"Report: {run(results, output, base=base, overwrite=overwrite)}")
+
+
+@cli.command()
+@click.argument("base", type=PATH)
+@click.argument("new", type=PATH, required=False)
+@click.option("--base-model", help="Without NEW: the model in BASE that the others are compared with.  [default: the slowest]")
+@click.option("--fail-if-slower", metavar="PERCENT", help="Exit with 112 where something is slower by more, 5% for example.")
+@json_option
+def compare(base: Path, new: Path | None, base_model: str | None, fail_if_slower: str | None, as_json: bool) -> None:
+    """Say of each row of two results of `edgefuse bench` whether NEW is FASTER, SLOWER, the SAME, or CANNOT_TELL.
+
+    Of one result alone: the models that took turns in it.
+    """
+    from edgefuse.bench.compare import require_not_slower
+    from edgefuse.bench.match import pairs_of
+    from edgefuse.report import bench_rows, terminal
+
+    percent = None if fail_if_slower is None else _percent(fail_if_slower)
+    pairs = pairs_of(base, new, base_model)
+    if as_json:
+        terminal.show_json(bench_rows.compared_json(pairs))
+    else:
+        terminal.show_table(bench_rows.COMPARED, bench_rows.compared_rows(pairs.compared))
+        for remark in pairs.remarks:
+            click.echo(remark)
+    if percent is not None:
+        require_not_slower(pairs.compared, percent)
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+@json_option
+def devices(context: click.Context, as_json: bool) -> None:
+    """List the devices that are found now, what is missing, and the command that mends it."""
+    if context.invoked_subcommand is not None:
+        return
+    from edgefuse.device import shelf
+    from edgefuse.report import rows, terminal
+
+    with terminal.step("Looking for devices"):
+        found = rows.device_rows(shelf())
+    if as_json:
+        terminal.show_json([dict(zip(("device", "what", "clock", "state"), row, strict=True)) for row in found])
+    else:
+        terminal.show_table(rows.DEVICES, found)
+
+
+@devices.command()
+@click.argument("name")
+@verbose_option
+def setup(name: str) -> None:
+    """Fetch and build what the devices of kind NAME need; goes on where it was stopped."""
+    from edgefuse.device import kind
+    from edgefuse.report import terminal
+
+    kind(name).setup(terminal.step)
+
+
+@cli.command()
+@click.argument("bundle", type=PATH)
+@click.option("--target", "-t", "targets", multiple=True, help="Only this one; may be given several times.")
+@verbose_option
+@json_option
+def profile(bundle: Path, targets: tuple[str, ...], as_json: bool) -> None:
+    """Show where the time of a call goes in every artifact of BUNDLE on this host, by the runtimes' own profilers."""
+    from edgefuse.profile import profile as run
+    from edgefuse.report import profile_rows, terminal
+
+    found = run(bundle, targets, terminal.step)
+    if as_json:
+        terminal.show_json(profile_rows.profile_json(found))
+    else:
+        terminal.show_table(profile_rows.PROFILE, profile_rows.profile_rows(found))
+
+
+@cli.command()
+@click.option("--preset", default="small", show_default=True, help="tiny, small or base.")
+@click.option(
+    "--norm", type=click.Choice(("batch", "layer")), default="batch", show_default=True, help="FusionFormer, or its twin."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@output_options
+def new(preset: str, norm: Literal["batch", "layer"], seed: int, output: Path, overwrite: bool) -> None:
+    """Write an untrained checkpoint: what it costs can be measured before it can do anything."""
+    from edgefuse.new import new as run
+
+    checkpoint = run(preset, output, norm=norm, seed=seed, overwrite=overwrite)
+    click.echo(f"{output}: {checkpoint.config.name}, untrained, digest {checkpoint.digest[:16]}")
 
 
 @cli.command()
@@ -712,6 +892,42 @@ def _bars(file: Path | None) -> Mapping[str, float]:
     from edgefuse.verify.gate import USUAL, read_bars
 
     return USUAL if file is None else read_bars(file)
+
+
+def _cores(told: str | None) -> tuple[int, ...]:
+    """Core numbers, separated by commas."""
+    try:
+        return () if told is None else tuple(int(each) for each in told.split(","))
+    except ValueError as error:
+        raise UsageError(f"{told!r} are no cores.", hint="Name some by their numbers, for example: --cores 0,1") from error
+
+
+def _percent(told: str) -> float:
+    """A percentage, its sign or none behind it."""
+    try:
+        percent = float(told.removesuffix("%"))
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent < math.inf:
+        raise UsageError(f"{told!r} is no percentage.", hint="For example: --fail-if-slower 5%")
+    return percent
+
+
+def _show_budget(checks: Sequence[Check]) -> None:
+    from edgefuse.report import rows, terminal
+
+    if checks:
+        terminal.show_table(rows.CHECKS, rows.check_rows("budget", checks))
+
+
+def _require_kept(checks: Sequence[Check]) -> None:
+    over = [check for check in checks if not check.passed]
+    if over:
+        more = f", and {len(over) - 1} more" if len(over) > 1 else ""
+        raise OverBudget(
+            f"{over[0].name} is {over[0].measured}, {over[0].required} allowed{more}.",
+            hint="Mend it, or change the budget on purpose.",
+        )
 
 
 def _targets(chosen: tuple[str, ...], *, every: bool) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ this host, wall time of another device, virtual time of an emulator and counted 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
@@ -93,7 +93,7 @@ class Routine:
     The artifacts that are compared take turns, process by process.
 
     Attributes:
-        name: "quick", "usual" or "thorough", or "custom" where something was changed.
+        name: "quick", "usual" or "thorough"; and "changed" behind it where something is not as usual.
         processes: how many of each artifact and entry.
         warm_up_calls: calls that are not timed, at least.
         warm_up_ms: for how long, at least.
@@ -109,7 +109,7 @@ class Routine:
     """
 
     name: str = "usual"
-    processes: int = 10
+    processes: int = 12
     warm_up_calls: int = 10
     warm_up_ms: int = 300
     calls: int = 50
@@ -127,6 +127,13 @@ QUICK = Routine("quick", processes=3, warm_up_calls=3, warm_up_ms=100, calls=20,
 USUAL = Routine()
 THOROUGH = Routine("thorough", processes=30, calls=100, duration_ms=2000, most_calls=5000, most_ms=20_000, cool_down_ms=500)
 ROUTINES: Mapping[str, Routine] = MappingProxyType({each.name: each for each in (QUICK, USUAL, THOROUGH)})
+
+
+def routine_of(name: str | None, **changes: object) -> Routine:
+    """A named routine, the usual one if no name is given, with some values changed; None changes nothing."""
+    routine = USUAL if name is None else ROUTINES[name]
+    changed = replace(routine, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    return changed if changed == routine else replace(changed, name=f"{routine.name}, changed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,13 @@
 """Whether something became faster: an interval for the ratio of two latencies, and a word for it.
 
 What is compared are processes: calls of one process are alike, and two processes of the same file can differ by more than what
-one is after. The interval holds for any distribution, and an outlier does not move it:
+one is after. The intervals hold for any distribution:
 
-- processes that took turns (one result): d_i = ln(new_i / base_i); the Walsh averages (d_i + d_j) / 2, i <= j, sorted; from the
-  k-th smallest to the k-th largest, where k - 1 is the largest w with P(W <= w) <= alpha / 2, and W is Wilcoxon's signed rank
-  statistic;
-- processes of two results: the differences ln(new_i / base_j), sorted, and Mann and Whitney's statistic instead.
+- of processes that took turns (one result): the ratios new_i / base_i, sorted; from the k-th smallest to the k-th largest, where
+  k - 1 is the largest w with P(W <= w) <= alpha / 2, and W is the sign test's statistic: of 12 the second and the eleventh;
+- of processes of two results: the ratios new_i / base_j of all pairs, and Mann and Whitney's statistic instead.
 
-(Hollander, Wolfe, Chicken: Nonparametric Statistical Methods, 3.3 and 4.3.) Instructions are counted, not sampled: their ratio is
+(Hollander, Wolfe, Chicken: Nonparametric Statistical Methods, 3.6 and 4.3.) Instructions are counted, not sampled: their ratio is
 exact.
 """
 
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgefuse.bench.summary import exact, typical
+from edgefuse.errors import Slower
 from edgefuse.measurement import DeviceTime, HostTime, Instructions, S, Samples, VirtualTime, clock_of
 
 if TYPE_CHECKING:
@@ -86,6 +86,20 @@ def compare(base: Measurement, new: Measurement, *, in_turns: bool) -> Compared:
     return Compared(base, new, unpaired([typical(each) for each in new.valid], [typical(each) for each in base.valid]))
 
 
+def require_not_slower(compared: Sequence[Compared], percent: float) -> None:
+    """Raise `Slower` where a comparison says SLOWER, and by more than so much."""
+    worse = [each for each in compared if each.ratio and each.ratio.word == "SLOWER" and each.ratio.median > 1 + percent / 100]
+    if worse:
+        subject, ratio = worse[0].new.subject, worse[0].ratio
+        assert ratio is not None  # noqa: S101 - those without are not among them
+        more = f", and {len(worse) - 1} more" if len(worse) > 1 else ""
+        raise Slower(
+            f"{subject.model}, {subject.target}, {subject.precision}, {subject.entry} on {worse[0].new.device.spec} takes "
+            f"{ratio.median:.3f} times as long as its base{more}; {percent:g} % are allowed.",
+            hint="See where the time goes with: edgefuse profile BUNDLE",
+        )
+
+
 def ratio_of(new: S, base: S) -> float:
     """The median call of a process over that of another, by one clock."""
     return statistics.median(new.values) / statistics.median(base.values)
@@ -104,17 +118,12 @@ def divided(new: Samples, base: Samples) -> float:
 
 def paired(ratios: Sequence[float]) -> Ratio:
     """The interval of ratios of processes that took turns."""
-    logs = [math.log(each) for each in ratios]
-    walsh = sorted((a + b) / 2 for i, a in enumerate(logs) for b in logs[i:])
-    rank = _rank(_signed_ranks(len(logs)))
-    return _ratio(statistics.median(logs), walsh, rank)
+    return _ratio(ratios, _signs(len(ratios)))
 
 
 def unpaired(new: Sequence[float], base: Sequence[float]) -> Ratio:
     """The interval of the ratio of processes of two runs."""
-    differences = sorted(math.log(a / b) for a in new for b in base)
-    rank = _rank(_rank_sums(len(new), len(base)))
-    return _ratio(statistics.median(differences), differences, rank)
+    return _ratio([a / b for a in new for b in base], _rank_sums(len(new), len(base)))
 
 
 def _counted(base: Visit, new: Visit) -> Ratio:
@@ -122,10 +131,10 @@ def _counted(base: Visit, new: Visit) -> Ratio:
     return Ratio(ratio, ratio, ratio, counted=True)
 
 
-def _ratio(median: float, ordered: Sequence[float], rank: int) -> Ratio:
-    if rank == 0:
-        return Ratio(math.exp(median), 0.0, math.inf)
-    return Ratio(math.exp(median), math.exp(ordered[rank - 1]), math.exp(ordered[-rank]))
+def _ratio(ratios: Sequence[float], ways: Sequence[int]) -> Ratio:
+    ordered, rank = sorted(ratios), _rank(ways)
+    low, high = (ordered[rank - 1], ordered[-rank]) if rank else (0.0, math.inf)
+    return Ratio(statistics.median(ordered), low, high)
 
 
 def _rank(ways: Sequence[int]) -> int:
@@ -138,12 +147,9 @@ def _rank(ways: Sequence[int]) -> int:
     return len(ways)
 
 
-def _signed_ranks(n: int) -> list[int]:
-    """In how many ways the ranks 1 .. n give each sum, each rank taken or not."""
-    ways = [1]
-    for rank in range(1, n + 1):
-        ways = [a + b for a, b in zip(ways + [0] * rank, [0] * rank + ways, strict=True)]
-    return ways
+def _signs(n: int) -> list[int]:
+    """In how many ways so many of n ratios are above 1 when each is as likely to be below."""
+    return [math.comb(n, above) for above in range(n + 1)]
 
 
 def _rank_sums(m: int, n: int) -> list[int]:

@@ -199,7 +199,11 @@ def _told(value: object) -> str:
 
 def _require_ours(path: Path) -> None:
     """Only a result may be replaced, whole or not."""
-    if path.is_symlink() or not path.is_file() or not path.open("rb").readline().startswith(b'{"kind": "begin"'):
+    ours = False
+    if path.is_file() and not path.is_symlink():
+        with path.open("rb") as stream:
+            ours = stream.readline().startswith(b'{"kind": "begin"')
+    if not ours:
         raise OutputExists(f"{path} was not written by edgefuse and is not replaced.", hint="Choose another -o.")
 
 

@@ -14,7 +14,7 @@ from edgefuse import device as devices
 from edgefuse import store
 from edgefuse.bench.feed import feed_of, judged
 from edgefuse.bench.result import Order, Result, Writer, begin_result, key_of, read_result, visit_json
-from edgefuse.errors import DeviceError, RunFailed, UsageError
+from edgefuse.errors import BenchFailed, DeviceError, RunFailed, UsageError
 from edgefuse.measurement import NOT_TOLD, USUAL, WANTS, Absence, Failure, Job, Memory, Routine, Subject, Visit
 from edgefuse.packages import extras, versions
 from edgefuse.recognize import capacity
@@ -101,6 +101,24 @@ def bench(inquiry: Inquiry, output: Path, *, resume: bool = False, overwrite: bo
             _measure_on(spec, candidates, order, writer, tell)
         writer.write("end")
     return read_result(output)
+
+
+def require_whole(result: Result) -> None:
+    """Raise `BenchFailed` where something was tried and failed, answered wrongly, or could not be measured on a whole device."""
+    failures = [failure for each in result.measurements for failure in each.failures]
+    wrong = [visit.void for each in result.measurements for visit in each.visits if visit.void]
+    reasons = [*(each.reason for each in result.absences), *(each.reason for each in failures), *wrong]
+    for spec in result.order.devices:
+        there = [each for each in result.measurements if each.device.spec == spec]
+        if there and not any(each.valid for each in there) and not reasons:
+            reasons.append(next(iter(there[0].refusals.values()), f"Nothing was measured on {spec}."))
+    if reasons:
+        more = f" And {len(reasons) - 1} more." if len(reasons) > 1 else ""
+        hints = [*(each.hint for each in result.absences), *(each.hint for each in failures)]
+        raise BenchFailed(
+            f"Not everything could be measured: {reasons[0]}{more}",
+            hint=f"{next(filter(None, hints), 'The table says what failed.')} What was measured is kept; go on with: --resume",
+        )
 
 
 def _candidates(bundles: Sequence[Bundle], targets: Sequence[str], entries: Sequence[str]) -> Iterator[Candidate]:

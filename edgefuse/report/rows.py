@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
     from edgefuse.search import Found
+    from edgefuse.device import Device
     from edgefuse.target import Target
     from edgefuse.train.loop import Trained
     from edgefuse.values import Check, FoldedModel
@@ -52,6 +53,7 @@ ARTIFACTS = (
 )
 CHECKS = ("target", "check", "measured", "required", "")
 PLAN = ("site", "", "into, or the reason")
+DEVICES = ("device", "what", "clock", "state")
 TARGETS = ("target", "makes", "file", "state")
 NEEDS = ("package", "installed", "wanted", "by", "state")
 RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar", "p50", "")
@@ -353,6 +355,26 @@ def target_rows(shelf: Mapping[str, EntryPoint]) -> list[tuple[str, ...]]:
         state = f"missing; pip install {' '.join(lacking)}" if lacking else "ready"
         rows.append((name, target.SUMMARY, f"model{target.SUFFIX}", state))
     return rows
+
+
+def device_rows(shelf: Mapping[str, EntryPoint]) -> list[tuple[str, ...]]:
+    """One row per device that is found, and one per kind that lacks something, in the order of `DEVICES`."""
+    rows: list[tuple[str, ...]] = []
+    for name, point in shelf.items():
+        device = cast("Device", point.load())
+        if lacking := device.missing():
+            wants, mends = ", ".join(lack.what for lack in lacking), "; ".join(dict.fromkeys(lack.mend for lack in lacking))
+            rows.append((name, device.SUMMARY, "-", f"needs {wants}; {mends}"))
+            continue
+        found = device.found()
+        rows += [(each.spec, each.name, each.clock, "ready") for each in found]
+        rows += [] if found else [(name, device.SUMMARY, "-", "none is found")]
+    return rows
+
+
+def budget_json(checks: Sequence[Check]) -> dict[str, Any]:
+    """What a budget says, for programs."""
+    return {"budget": [dataclasses.asdict(check) for check in checks]}
 
 
 def need_rows(needs: Sequence[Need]) -> list[tuple[str, ...]]:
