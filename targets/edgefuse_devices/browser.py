@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -40,7 +41,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 PLAYWRIGHT = "playwright==1.65.2"
 RUNTIME, VERSION = "LiteRT.js", "2.5.3"
 TARGET, MODEL = "tflite", "model.tflite"
-VARIANTS: Mapping[str, str] = {"": "one thread", "threads": "threads"}
+VARIANTS: Mapping[str, str] = {"": "one thread", "threads": "several threads"}
 USUAL_THREADS = 2
 LOOK_S = 20  # for a version
 FETCH_S = 600  # for 10 MB
@@ -134,9 +135,7 @@ class _Connection:
             write_plan(folder, replace(job, routine=replace(job.routine, threads=threads)), model=MODEL)
             (folder / MODEL).symlink_to(job.artifact.path.resolve())
             ended = process.run(_argv(folder), limit_s=job.routine.limit_s, cwd=folder, env={**os.environ, "TMPDIR": name})
-            process.checked(
-                ended, "The browser", hint="If it goes on, see whether the page works: edgefuse devices setup browser"
-            )
+            process.checked(ended, "The browser", hint=AGAIN)
             return read_run(folder, ended.stdout, job, "device")
 
 
@@ -190,7 +189,8 @@ def _version() -> str:
         ended = process.run([chromium, "--version"], limit_s=LOOK_S)
     except RunFailed:
         return NOT_TOLD
-    return " ".join(ended.stdout.split()[:2]) if ended.well and ended.stdout.split() else NOT_TOLD
+    told = re.match(r".*?\d[\d.]*", ended.stdout.strip())
+    return told.group() if ended.well and told else NOT_TOLD
 
 
 def _chromium() -> str | None:

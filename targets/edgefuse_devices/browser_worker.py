@@ -36,6 +36,7 @@ HEADERS = {
 TYPES = {".html": "text/html", ".js": "text/javascript", ".json": "application/json", ".wasm": "application/wasm"}
 STARTED_MS = 60_000  # for the browser and its page, before the job begins
 MOST_BYTES = 1 << 30  # of answers
+LOOK_S = 0.05  # how often the server looks whether it is to end
 
 
 class Failed(Exception):
@@ -64,7 +65,7 @@ def serving(files: Mapping[str, Path], answers: Path) -> Iterator[str]:
 
         def do_GET(self) -> None:
             path = files.get(self.path.removeprefix(prefix)) if self.path.startswith(prefix) else None
-            if path is None:
+            if path is None or not path.is_file():
                 self.reply(404)
             else:
                 self.reply(200, path.read_bytes(), TYPES.get(path.suffix, "application/octet-stream"))
@@ -89,7 +90,7 @@ def serving(files: Mapping[str, Path], answers: Path) -> Iterator[str]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(LOOK_S,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}{prefix}"
@@ -134,9 +135,11 @@ def in_words(message: str) -> str:
     _, _, reason = first.partition(": ")
     if "crashed" in first:
         return "the page's process died"
+    if "sandboxing failed" in message:
+        return "its sandbox could not be set up: let users have namespaces, as it asks for"
     if "has been closed" in first or "Connection closed" in first:
-        lines = [line.strip() for line in message.splitlines() if "ERROR:" in line or "FATAL:" in line or "sandbox" in line]
-        return lines[-1] if lines else "the browser ended"
+        fatal = [line.partition("FATAL:")[2].strip() for line in message.splitlines() if "FATAL:" in line]
+        return f"it died: {fatal[0]}" if fatal else "it died"
     return f"the page stopped: {reason or first}"
 
 
