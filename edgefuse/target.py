@@ -71,7 +71,7 @@ class Target(Protocol):
         ...
 
     def open(self, artifact: Artifact, threads: int = 1, *, warm: bool = True) -> Opened:
-        """Load every entry of it here, for verification and timing; a `warm` one has run once, on zeros."""
+        """Load every entry of it here, for verification and timing; `warm`: what a runtime leaves to the first call is done."""
         ...
 
     def profile(self, artifact: Artifact, entry: str, inputs: Mapping[str, NDArray[np.float32]], threads: int = 1) -> Profile:

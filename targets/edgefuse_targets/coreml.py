@@ -22,9 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgefuse.errors import ChangedBundle, NotABundle
+from edgefuse.errors import ChangedBundle, NotABundle, Refused
 from edgefuse.values import Structure
-from edgefuse_targets.foreign import exporting, reading
+from edgefuse_targets.foreign import exporting, quiet, reading
 from edgefuse_targets.programs import artifact_of, lacking, plan_of, refusals_of, tally, unable
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from edgefuse.measurement import Profile
     from edgefuse.quantize.plan import Plan
     from edgefuse.quantize.scheme import LayerPrecision
-    from edgefuse.target import Session
+    from edgefuse.target import Opened, Session
     from edgefuse.values import Artifact, Entry, Precision, Program
 
 SUFFIX = ".mlpackage"
@@ -92,7 +93,13 @@ def export(program: Program, folder: Path, name: str) -> Artifact:
     return artifact_of(program, NAME, package, _asked)
 
 
-def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
+def ready(threads: int = 1) -> None:  # noqa: ARG001 - Core ML chooses its own threads
+    """Import Core ML Tools."""
+    with quiet():
+        import coremltools  # noqa: F401 - that it is imported is all
+
+
+def open(artifact: Artifact, threads: int = 1, *, warm: bool = True) -> Opened:  # noqa: A001, ARG001 - the protocol's
     """Load a package: natively on a Mac, where Core ML chooses its own threads; elsewhere it is evaluated.
 
     Raises:
@@ -103,10 +110,22 @@ def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the p
     _check_seal(artifact.path)
     with reading(RUNTIME, artifact.path / MANIFEST):
         if platform.system() == "Darwin":
-            return _Native(artifact)
+            return _Opened(_Native(artifact))
         from edgefuse_targets.mil import Evaluation
 
-        return Evaluation(artifact.path, threads)
+        return _Opened(Evaluation(artifact.path, threads))
+
+
+def profile(  # the protocol's arguments
+    artifact: Artifact,  # noqa: ARG001
+    entry: str,  # noqa: ARG001
+    inputs: Mapping[str, NDArray[np.float32]],  # noqa: ARG001
+    threads: int = 1,  # noqa: ARG001
+) -> Profile:
+    """Refuse: Core ML Tools do not tell."""
+    raise Refused(
+        f"{RUNTIME} tells nobody but Xcode where its time goes.", hint="Open the package in Xcode, tab Performance, on a Mac."
+    )
 
 
 def structure(artifact: Artifact) -> Structure:
@@ -131,6 +150,25 @@ def digest(package: Path) -> str:
     files = sorted(path for path in package.rglob("*") if path.is_file())
     lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(package).as_posix()}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+class _Opened:
+    """A session that takes, computes and answers in one go: the whole of it counts as the call."""
+
+    def __init__(self, session: Session) -> None:
+        self.how, self.run = session.how, session.run
+
+    def give(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:  # noqa: ARG002 - the protocol's arguments
+        """Keep the inputs."""
+        self._given = inputs
+
+    def call(self, entry: str) -> None:
+        """Answer once."""
+        self._answers = self.run(entry, self._given)
+
+    def answers(self, entry: str) -> Mapping[str, NDArray[np.float32]]:  # noqa: ARG002
+        """What it answered."""
+        return self._answers
 
 
 class _Native:

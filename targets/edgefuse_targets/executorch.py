@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgefuse.measurement import Profile
     from edgefuse.quantize.scheme import LayerPrecision
-    from edgefuse.target import Session
+    from edgefuse.target import Opened
     from edgefuse.values import Artifact, Program
 
 SUFFIX = ".pte"
@@ -66,8 +67,16 @@ def export(program: Program, folder: Path, name: str) -> Artifact:
     return artifact_of(program, NAME, path)
 
 
-def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
-    """Load every method, and run each once on zeros: XNNPACK packs its weights then.
+def ready(threads: int = 1) -> None:
+    """Import ExecuTorch, and PyTorch with it, and make its pool of threads."""
+    with quiet():
+        from executorch.extension.pybindings import portable_lib
+
+        _POOL.resize(threads, portable_lib)
+
+
+def open(artifact: Artifact, threads: int = 1, *, warm: bool = True) -> Opened:  # noqa: A001 - the protocol's name
+    """Load every method: XNNPACK packs its weights then.
 
     Raises:
         NotABundle: there is no file.
@@ -77,9 +86,18 @@ def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the p
 
     with reading(RUNTIME, artifact.path):
         session = _Session(artifact, threads)
-        for entry, specs in artifact.inputs.items():
+        for entry, specs in artifact.inputs.items() if warm else ():
             session.run(entry, {spec.name: np.zeros(spec.shape, np.float32) for spec in specs})
     return session
+
+
+def profile(artifact: Artifact, entry: str, inputs: Mapping[str, NDArray[np.float32]], threads: int = 1) -> Profile:
+    """What ExecuTorch's ETDump tells of a method, in it XNNPACK's own operators."""
+    ready(threads)
+    with reading(RUNTIME, artifact.path):
+        from edgefuse_targets.profile_executorch import profiled
+
+        return profiled(artifact, entry, inputs)
 
 
 def structure(artifact: Artifact) -> Structure:
@@ -145,13 +163,28 @@ class _Session:
 
     def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Answer once."""
+        self.give(entry, inputs)
+        self.call(entry)
+        return self.answers(entry)
+
+    def give(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        """Hand over the inputs, which ExecuTorch reads where they are."""
         import numpy as np
         import torch
 
         if _POOL.threads != self._threads or self._generation != _POOL.generation:
             self._load()
         arrays = (np.array(inputs[spec.name], np.float32, order="C") for spec in self._artifact.inputs[entry])
-        answers = self._module.run_method(entry, [torch.from_numpy(array) for array in arrays])
+        self._given = [torch.from_numpy(array) for array in arrays]  # kept: the method only has their addresses
+        self._methods[entry].set_inputs(self._given)
+
+    def call(self, entry: str) -> None:
+        """Execute the method."""
+        self._methods[entry].execute()
+
+    def answers(self, entry: str) -> Mapping[str, NDArray[np.float32]]:
+        """Copies of the outputs."""
+        answers = self._methods[entry].get_outputs()
         return {spec.name: answer.numpy() for spec, answer in zip(self._artifact.outputs[entry], answers, strict=True)}
 
     def _load(self) -> None:
@@ -159,10 +192,13 @@ class _Session:
             from executorch.extension.pybindings import portable_lib
 
             _POOL.resize(self._threads, portable_lib)
-            self._module: Any = portable_lib._load_for_executorch(  # noqa: SLF001 - ExecuTorch's own examples call it
+            program = portable_lib._load_program(  # noqa: SLF001 - there is no public way to a program of several methods
                 str(self._artifact.path), program_verification=portable_lib.Verification.InternalConsistency
             )
-            absent = set(self._artifact.inputs) - set(self._module.method_names())
-        if absent:
-            raise ChangedBundle(f"{self._artifact.path} lacks the entries {', '.join(sorted(absent))}.", hint="Export it again.")
+            absent = set(self._artifact.inputs) - {program.get_method_name(each) for each in range(program.num_methods())}
+            if absent:
+                raise ChangedBundle(
+                    f"{self._artifact.path} lacks the entries {', '.join(sorted(absent))}.", hint="Export it again."
+                )
+            self._methods: Mapping[str, Any] = {entry: program.load_method(entry) for entry in self._artifact.inputs}
         self._generation = _POOL.generation

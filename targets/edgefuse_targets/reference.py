@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgefuse.errors import ChangedBundle
+from edgefuse.errors import ChangedBundle, Refused
 from edgefuse.values import Structure
 from edgefuse_targets.foreign import exporting, reading
 from edgefuse_targets.programs import artifact_of, holding, refusals_of, tally, unable
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgefuse.measurement import Profile
     from edgefuse.quantize.scheme import LayerPrecision
-    from edgefuse.target import Session
+    from edgefuse.target import Opened
     from edgefuse.values import Artifact, Program
     from edgefuse_targets.aten import Graph
 
@@ -62,14 +63,29 @@ def export(program: Program, folder: Path, name: str) -> Artifact:
     return artifact_of(program, NAME, path)
 
 
-def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
-    """Read it.
+def ready(threads: int = 1) -> None:  # noqa: ARG001 - PyTorch is told before each call
+    """Import PyTorch."""
+    import edgefuse_targets.aten  # noqa: F401 - that it is imported is all
+
+
+def open(artifact: Artifact, threads: int = 1, *, warm: bool = True) -> Opened:  # noqa: A001, ARG001 - the protocol's
+    """Read it; nothing is left to the first call.
 
     Raises:
         NotABundle: there is no file.
         ChangedBundle: it is damaged, or lacks an entry.
     """
     return _Session(artifact, _graphs(artifact), threads)
+
+
+def profile(  # the protocol's arguments
+    artifact: Artifact,  # noqa: ARG001
+    entry: str,  # noqa: ARG001
+    inputs: Mapping[str, NDArray[np.float32]],  # noqa: ARG001
+    threads: int = 1,  # noqa: ARG001
+) -> Profile:
+    """Refuse: nobody ships this."""
+    raise Refused(f"{NAME} is for tests and has no profile.", hint="Profile what is shipped: -t executorch -t tflite")
 
 
 def structure(artifact: Artifact) -> Structure:
@@ -108,14 +124,28 @@ class _Session:
 
     def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Answer once."""
+        self.give(entry, inputs)
+        self.call(entry)
+        return self.answers(entry)
+
+    def give(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        """Make tensors of the inputs."""
         import numpy as np
         import torch
 
-        arguments = [torch.from_numpy(np.array(inputs[spec.name], np.float32)) for spec in self._artifact.inputs[entry]]
+        self._given = [torch.from_numpy(np.array(inputs[spec.name], np.float32)) for spec in self._artifact.inputs[entry]]
+
+    def call(self, entry: str) -> None:
+        """Run the operators."""
+        import torch
+
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            answers = self._graphs[entry].run(arguments)
+            self._answers = self._graphs[entry].run(self._given)
         finally:
             torch.set_num_threads(before)
-        return {spec.name: answer.numpy() for spec, answer in zip(self._artifact.outputs[entry], answers, strict=True)}
+
+    def answers(self, entry: str) -> Mapping[str, NDArray[np.float32]]:
+        """The outputs, which are made anew in each call."""
+        return {spec.name: answer.numpy() for spec, answer in zip(self._artifact.outputs[entry], self._answers, strict=True)}

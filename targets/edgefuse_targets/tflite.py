@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgefuse.measurement import Profile
     from edgefuse.quantize.scheme import LayerPrecision
-    from edgefuse.target import Session
+    from edgefuse.target import Opened
     from edgefuse.values import Artifact, Program
 
 SUFFIX = ".tflite"
@@ -73,8 +74,14 @@ def export(program: Program, folder: Path, name: str) -> Artifact:
     return artifact_of(program, NAME, path)
 
 
-def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the protocol's name
-    """Load it, and run each signature once on zeros: XNNPACK packs its weights then.
+def ready(threads: int = 1) -> None:  # noqa: ARG001 - threads belong to an interpreter
+    """Import LiteRT's interpreter."""
+    with quiet():
+        import ai_edge_litert.interpreter  # noqa: F401 - that it is imported is all
+
+
+def open(artifact: Artifact, threads: int = 1, *, warm: bool = True) -> Opened:  # noqa: A001 - the protocol's name
+    """Load it, and make room for every signature: XNNPACK packs its weights then.
 
     Raises:
         NotABundle: there is no file.
@@ -84,9 +91,17 @@ def open(artifact: Artifact, threads: int = 1) -> Session:  # noqa: A001 - the p
 
     with reading(RUNTIME, artifact.path):
         session = _Session(artifact, threads)
-        for entry, specs in artifact.inputs.items():
+        for entry, specs in artifact.inputs.items() if warm else ():
             session.run(entry, {spec.name: np.zeros(spec.shape, np.float32) for spec in specs})
     return session
+
+
+def profile(artifact: Artifact, entry: str, inputs: Mapping[str, NDArray[np.float32]], threads: int = 1) -> Profile:
+    """What LiteRT's profiler tells of a signature, in it XNNPACK's own operators."""
+    with reading(RUNTIME, artifact.path):
+        from edgefuse_targets.profile_tflite import profiled
+
+        return profiled(artifact, entry, inputs, threads)
 
 
 def structure(artifact: Artifact) -> Structure:
@@ -158,9 +173,40 @@ class _Session:
             absent = set(artifact.inputs) - set(interpreter.get_signature_list())
             if absent:
                 raise ChangedBundle(f"{artifact.path} lacks the entries {', '.join(sorted(absent))}.", hint="Export it again.")
-            self._signatures: Mapping[str, Any] = {entry: interpreter.get_signature_runner(entry) for entry in artifact.inputs}
+            self._signatures = {entry: _Signature(interpreter, entry) for entry in artifact.inputs}
 
     def run(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """Answer once."""
-        answer: Mapping[str, NDArray[np.float32]] = self._signatures[entry](**inputs)
-        return answer
+        self.give(entry, inputs)
+        self.call(entry)
+        return self.answers(entry)
+
+    def give(self, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        """Copy the inputs into the interpreter."""
+        signature = self._signatures[entry]
+        for name, value in inputs.items():
+            signature.wrapper.SetTensor(signature.inputs[name], value, signature.graph)
+
+    def call(self, entry: str) -> None:
+        """Invoke the signature's subgraph."""
+        self._signatures[entry].wrapper.Invoke(self._signatures[entry].graph)
+
+    def answers(self, entry: str) -> Mapping[str, NDArray[np.float32]]:
+        """Copies of the outputs."""
+        signature = self._signatures[entry]
+        return {name: signature.wrapper.GetTensor(tensor, signature.graph) for name, tensor in signature.outputs.items()}
+
+
+class _Signature:
+    """A signature of an interpreter.
+
+    LiteRT's own `SignatureRunner` prepares, copies, invokes and copies in one go at every call; it is taken apart here.
+    """
+
+    def __init__(self, interpreter: Any, entry: str) -> None:  # noqa: ANN401 - LiteRT ships no types
+        runner = interpreter.get_signature_runner(entry)
+        self.wrapper = runner._interpreter_wrapper  # noqa: SLF001 - see above
+        self.graph: int = runner._subgraph_index  # noqa: SLF001
+        self.inputs: Mapping[str, int] = dict(runner._inputs)  # noqa: SLF001
+        self.outputs: Mapping[str, int] = dict(runner._outputs)  # noqa: SLF001
+        self.wrapper.AllocateTensors(self.graph)
