@@ -540,7 +540,7 @@ def bench(
     from edgefuse.bench.routine import Inquiry, require_whole
     from edgefuse.bench.routine import bench as run
     from edgefuse.measurement import WANTS, routine_of
-    from edgefuse.report import bench_rows, terminal
+    from edgefuse.report import bench_files, bench_rows, terminal
 
     limits = None if budget is None else read_budget(budget)
     how = routine_of(routine, processes=processes, threads=threads, cores=_cores(cores), paced=paced, limit_s=limit_s)
@@ -550,9 +550,10 @@ def bench(
     result = run(inquiry, place, resume=resume, overwrite=overwrite, tell=terminal.step)
     checks = () if limits is None else check(limits, result.measurements)
     if as_json:
-        terminal.show_json(bench_rows.result_json(result, checks))
+        terminal.show_json(bench_files.result_json(result, checks))
     else:
-        terminal.show_table(bench_rows.RESULT, bench_rows.result_rows(result))
+        for table in bench_rows.result_tables(result):  # one per clock
+            terminal.show_table(table.columns, table.rows, title=table.title)
         click.echo(
             "\n".join([*bench_rows.failure_lines(result), f"Result: {place}", f"Page: edgefuse report {place} -o report.html"])
         )
@@ -586,12 +587,12 @@ def compare(base: Path, new: Path | None, base_model: str | None, fail_if_slower
     """
     from edgefuse.bench.compare import require_not_slower
     from edgefuse.bench.match import pairs_of
-    from edgefuse.report import bench_rows, terminal
+    from edgefuse.report import bench_files, bench_rows, terminal
 
     percent = None if fail_if_slower is None else _percent(fail_if_slower)
     pairs = pairs_of(base, new, base_model)
     if as_json:
-        terminal.show_json(bench_rows.compared_json(pairs))
+        terminal.show_json(bench_files.compared_json(pairs))
     else:
         terminal.show_table(bench_rows.COMPARED, bench_rows.compared_rows(pairs.compared))
         for remark in pairs.remarks:
