@@ -18,13 +18,15 @@ from edgefuse.bench.result import key_of, visit_json
 from edgefuse.bench.summary import real_time_factor, summary_of
 from edgefuse.measurement import CLOCKS
 from edgefuse.report import bench_rows as rows
-from edgefuse.report.bench_summary import summary_lines
+from edgefuse.report.bench_summary import summary
 
 if TYPE_CHECKING:
     from edgefuse.bench.compare import Compared
+    from edgefuse.bench.match import Pairs
     from edgefuse.bench.result import Result
     from edgefuse.measurement import Clock, Measurement, Visit
     from edgefuse.report.bench_rows import Table
+    from edgefuse.values import Check
 
 SCHEMA = 1
 NAMES = ("model", "target", "precision", "entry", "audio_ms", "streaming", "size_bytes", "partitions", "operators", "outside")
@@ -38,7 +40,7 @@ def markdown(results: Sequence[Result], base: str | None = None) -> str:
     parts = [
         "<!-- a report of edgefuse -->",
         "# Benchmark",
-        "\n".join(f"- {_plain(line)}" for line in summary_lines(results, base)),
+        "\n".join(f"- {_plain(line)}" for line in summary(results, base)),
     ]
     for clock, those in rows.places(results).items():
         parts.append(f"## {rows.CLOCK_NAMES[clock]}\n\n{rows.CLOCK_MEANINGS[clock]}")
@@ -69,7 +71,7 @@ def everything(results: Sequence[Result], base: str | None = None) -> str:
     """All of it for programs: samples, statistics, doubts, ratios."""
     told = {
         "edgefuse_report": SCHEMA,
-        "summary": summary_lines(results, base),
+        "summary": summary(results, base),
         "results": [_result(result) for result in results],
         "ratios": [
             _ratio(each, place.result)
@@ -82,9 +84,16 @@ def everything(results: Sequence[Result], base: str | None = None) -> str:
     return json.dumps(_finite(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def compared_json(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+def result_json(result: Result, checks: Sequence[Check]) -> dict[str, Any]:
+    """What `edgefuse bench` says, for programs; samples stand in the result itself."""
+    told: dict[str, Any] = _finite({**_result(result, samples=False), "budget": [dataclasses.asdict(each) for each in checks]})
+    return told
+
+
+def compared_json(pairs: Pairs) -> dict[str, Any]:
     """What `edgefuse compare` says, for programs."""
-    return [_finite(_ratio(each)) for each in compared]
+    told: dict[str, Any] = _finite({"compared": [_ratio(each) for each in pairs.compared], "remarks": pairs.remarks})
+    return told
 
 
 def _csv_columns() -> list[str]:
@@ -135,7 +144,7 @@ def _numbers(each: Measurement) -> dict[str, float | None]:
     return told
 
 
-def _result(result: Result) -> dict[str, Any]:
+def _result(result: Result, *, samples: bool = True) -> dict[str, Any]:
     return {
         "path": result.path.name,
         "digest": result.digest,
@@ -144,11 +153,11 @@ def _result(result: Result) -> dict[str, Any]:
         "routine": dataclasses.asdict(result.order.routine),
         "asked": {"devices": result.order.devices, "subjects": result.order.subjects, "wants": result.order.wants},
         "absences": [dataclasses.asdict(each) for each in result.absences],
-        "measurements": [_measurement(each) for each in result.measurements],
+        "measurements": [_measurement(each, samples=samples) for each in result.measurements],
     }
 
 
-def _measurement(each: Measurement) -> dict[str, Any]:
+def _measurement(each: Measurement, *, samples: bool) -> dict[str, Any]:
     return {
         "device": dataclasses.asdict(each.device),
         "subject": {"key": key_of(each.subject), **dataclasses.asdict(each.subject)},
@@ -158,12 +167,16 @@ def _measurement(each: Measurement) -> dict[str, Any]:
         "statistics": {"samples": sum(len(visit.samples.values) for visit in each.valid), **_numbers(each)},
         "real_time_factor": real_time_factor(each),
         "doubts": doubts(each),
-        "visits": [visit_json(visit) for visit in each.visits],
+        "visits": [_visit(visit, samples=samples) for visit in each.visits],
         "failures": [dataclasses.asdict(failure) for failure in each.failures],
         "refusals": dict(each.refusals),
         "memory": dataclasses.asdict(each.memory) if each.memory else None,
         "profile": dataclasses.asdict(each.profile) if each.profile else None,
     }
+
+
+def _visit(visit: Visit, *, samples: bool) -> dict[str, Any]:
+    return {name: value for name, value in visit_json(visit).items() if samples or name != "samples"}
 
 
 def _ratio(each: Compared, result: Result | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from edgefuse.bench.match import one_call
 from edgefuse.bench.summary import summary_of
 from edgefuse.report import bench_rows as rows
 from edgefuse.report import plots
-from edgefuse.report.bench_summary import summary_lines
+from edgefuse.report.bench_summary import summary
 
 if TYPE_CHECKING:
     from edgefuse.bench.compare import Compared
@@ -34,7 +34,7 @@ KINDS: tuple[str, ...] = (
     "runtime",
 )
 LONG, DIGEST = 48, 40  # letters of a cell that is a sentence, or a digest
-NUMBER = re.compile(r"|-|-?[\d.]+( \S{1,2})?( of \d+)?")  # a cell that stands to the right
+NUMBER = re.compile(r"|-|-?[\d.]+( \S{1,2})?( (of|to) [\d.]+)?")  # a cell that stands to the right
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         "trouble": "What was not measured, or does not count",
@@ -57,9 +57,13 @@ def page(results: Sequence[Result], base: str | None = None) -> str:
         title=escape(title),
         style=_file("bench_page.css").rstrip(),
         contents="".join(f'<a href="#{name}">{escape(told)}</a>' for name, told in contents.items()),
-        summary="\n".join(f"<li>{escape(line)}" for line in summary_lines(results, base)),
+        summary="\n".join(_said(heading, lines) for heading, lines in summary(results, base).items()),
         sections="\n".join([*sections, *_about(results)]),
     )
+
+
+def _said(heading: str, lines: Sequence[str]) -> str:
+    return f"<h3>{escape(heading)}</h3>\n<ul>\n" + "\n".join(f"<li>{escape(line)}" for line in lines) + "\n</ul>"
 
 
 def _about(results: Sequence[Result]) -> Iterator[str]:
@@ -76,11 +80,9 @@ def _clock(clock: Clock, those: Sequence[Place], hues: Mapping[str, int], base: 
 
 
 def _place(place: Place, hues: Mapping[str, int], base: str | None) -> str:
-    device = place.measurements[0].device
-    name = device.spec if device.name == device.spec else f"{device.spec}: {device.name}"
     return "\n".join(
         [
-            f"<h3>{escape(name)}</h3>",
+            f"<h3>{escape(rows.device_of(place))}</h3>",
             _fold(
                 "The device, and its state while it was measured",
                 *map(_table, (rows.device_table(place), rows.condition_table(place))),
@@ -161,8 +163,6 @@ def _pareto(entry: str, those: Sequence[Measurement], hues: Mapping[str, int], c
 def _profiles(place: Place) -> Iterator[str]:
     """Where the time of a call goes."""
     profiled = [each for each in place.measurements if each.profile]
-    if profiled:
-        yield _titled(rows.kind_table(place))
     for entry, those in place.entries.items():
         kinds = [(each, rows.kinds_of(each.profile)) for each in those if each.profile]
         if kinds:
@@ -178,9 +178,9 @@ def _profiles(place: Place) -> Iterator[str]:
             ]
             title = f"{entry}: where the time of one call goes, while it was profiled"
             yield plots.bars(bars, rows.unit(place.clock), title, hues)
-    tables = [_titled(rows.profile_table(each, each.profile)) for each in profiled if each.profile]
-    if tables:
-        yield _fold("Every operator", *tables)
+    if profiled:
+        tables = [_titled(rows.profile_table(each, each.profile)) for each in profiled if each.profile]
+        yield _fold("In numbers, and every operator", _titled(rows.kind_table(place)), *tables)
 
 
 def _classes(place: Place) -> Iterator[str]:
@@ -201,7 +201,7 @@ def _classes(place: Place) -> Iterator[str]:
             yield plots.bars(bars, rows.unit(place.clock), f"{entry}: instructions of one call by class", hues)
     table = rows.class_table(place)
     if table.rows:
-        yield _titled(table)
+        yield _fold("In numbers", _titled(table))
 
 
 def _section(name: str, *parts: str) -> str:

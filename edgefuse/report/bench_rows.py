@@ -153,7 +153,8 @@ def compared_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
             each.new.subject.model,
             _one_call(each.base),
             _one_call(each.new),
-            *ratio_cells(each.ratio),
+            *ratio_cells(each.ratio)[:2],
+            each.ratio.word if each.ratio else "no number",
         )
         for each in compared
     ]
@@ -413,6 +414,12 @@ def result_table(results: Sequence[Result]) -> Table:
         for result in results
     )
     return Table("Results", ("file", "state", "measurements", "digest", "tools"), rows)
+
+
+def device_of(place: Place) -> str:
+    """How a device is named, and what people call it."""
+    device = place.measurements[0].device
+    return device.spec if device.name == device.spec else f"{device.spec} ({device.name})"
 
 
 def subject_of(each: Measurement) -> str:

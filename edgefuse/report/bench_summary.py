@@ -20,22 +20,27 @@ if TYPE_CHECKING:
 LESS: Mapping[Clock, str] = MappingProxyType(
     {"host": "faster", "device": "faster", "virtual": "faster in virtual time", "instructions": "done in fewer instructions"}
 )
+LEAST: Mapping[Clock, str] = MappingProxyType(
+    {"host": "the quickest is", "device": "the quickest is", "virtual": "the quickest is", "instructions": "the fewest has"}
+)
 MORE: Mapping[Clock, str] = MappingProxyType(
     {"host": "slower", "device": "slower", "virtual": "slower in virtual time", "instructions": "done in more instructions"}
 )
 
 
-def summary_lines(results: Sequence[Result], base: str | None = None) -> list[str]:
-    """What was measured and where, what is faster and whether that can be told, whether answers were right, what is missing."""
+def summary(results: Sequence[Result], base: str | None = None) -> dict[str, list[str]]:
+    """By heading: what was measured, whether it is right and whole, and of each device what is faster, if that can be told."""
     by_clock = rows.places(results)
     every = [each for result in results for each in result.measurements]
-    return [
-        *_scope(every, by_clock),
-        *(line for those in by_clock.values() for place in those for line in _place(place, base)),
-        *_answers(every),
-        *_missing(results),
-        *_doubtful(every),
-    ]
+    return {
+        "What was measured": [*_scope(every, by_clock)],
+        "Whether it is right, and whole": [*_answers(every), *_missing(results), *_doubtful(every)],
+        **{
+            f"{rows.CLOCK_NAMES[clock]}: {rows.device_of(place)}": [*_compared(place, base), *_quickest(place)]
+            for clock, those in by_clock.items()
+            for place in those
+        },
+    }
 
 
 def _scope(every: Sequence[Measurement], by_clock: Mapping[Clock, Sequence[Place]]) -> Iterator[str]:
@@ -44,37 +49,36 @@ def _scope(every: Sequence[Measurement], by_clock: Mapping[Clock, Sequence[Place
         return
     subjects = [each.subject for each in every]
     told = (_some("model", [each.model for each in subjects]), _some("runtime", [each.target for each in subjects]))
-    yield f"Measured: {' and '.join(told)}, in {_listed([each.precision for each in subjects])}."
-    for clock, those in by_clock.items():
-        devices = _listed([_device(place) for place in those])
-        yield f"{rows.CLOCK_NAMES[clock]}: on {devices}."
+    devices = _some("device", [each.device.spec for each in every])
+    yield f"{' and '.join(told)}, in {_listed([each.precision for each in subjects])}, on {devices}."
     if len(by_clock) > 1:
-        yield "Numbers of different clocks stand in different sections: they cannot be held against each other."
+        clocks = _listed([rows.CLOCK_NAMES[clock].lower() for clock in by_clock])
+        yield f"By {len(by_clock)} clocks: {clocks}. Numbers of different clocks cannot be held against each other."
 
 
-def _device(place: Place) -> str:
-    device = place.measurements[0].device
-    return device.spec if device.name == device.spec else f"{device.spec} ({device.name})"
-
-
-def _place(place: Place, base: str | None) -> Iterator[str]:
-    """The best of each way in, and every comparison of one device."""
+def _quickest(place: Place) -> Iterator[str]:
+    """The best of each way in."""
     for entry, those in place.entries.items():
         timed = {value: each for each in those if (value := one_call(each)) is not None}
         if not timed:
-            yield f"On {place.spec}, {entry}: no number counts."
+            yield f"{entry}: no number counts."
             continue
         best = min(timed)
         factor = real_time_factor(timed[best])
         pace = f", {rows.figures(1 / factor, 2)} times as fast as speech" if factor else ""
-        who = f"the least is {rows.subject_of(timed[best])}" if len(those) > 1 else rows.subject_of(timed[best])
-        yield f"On {place.spec}, {rows.about(those)}: {who}, with {rows.amount(best, place.clock)} a call{pace}."
+        which = f"{LEAST[place.clock]} " if len(those) > 1 else ""
+        call = rows.amount(best, place.clock)
+        yield f"For {rows.about(those)}: {which}{rows.subject_of(timed[best])}, with {call} a call{pace}."
+
+
+def _compared(place: Place, base: str | None) -> Iterator[str]:
+    """Every comparison of one device, together where it is of the same two."""
     groups: dict[tuple[str, str], list[Compared]] = {}
     for compared in rows.comparisons(place, base).values():
         for each in compared:
             groups.setdefault((rows.name_beside(each.new, each.base), rows.name_beside(each.base, each.new)), []).append(each)
     for (new, other), grouped in groups.items():
-        yield f"On {place.spec}, {new} against {other}: {_verdict(grouped, place.clock)}."
+        yield f"{new} against {other}: {_verdict(grouped, place.clock)}."
 
 
 def _verdict(compared: Sequence[Compared], clock: Clock) -> str:
@@ -115,7 +119,7 @@ def _missing(results: Sequence[Result]) -> Iterator[str]:
         if not result.ended:
             yield f"{result.path.name} was interrupted: what follows is not everything that was asked for."
         for absence in result.absences:
-            yield f"Not measured, or not to the end: {absence.spec}. {absence.reason}"
+            yield f"Not measured, or not to the end: {absence.reason}"
         refused: dict[tuple[str, str], list[Measurement]] = {}
         for each in result.measurements:
             if reason := each.refusals.get("latency"):
@@ -125,7 +129,7 @@ def _missing(results: Sequence[Result]) -> Iterator[str]:
         failed = [each for each in result.measurements if each.failures]
         if failed:
             processes = sum(len(each.failures) for each in failed)
-            yield f"{processes} processes failed, of {_listed(map(rows.subject_of, failed))}."
+            yield f"{processes} process{'es' if processes > 1 else ''} failed, of {_listed(map(rows.subject_of, failed))}."
 
 
 def _doubtful(every: Sequence[Measurement]) -> Iterator[str]:

@@ -112,8 +112,7 @@ def _interval(each: Interval, axis: _Axis) -> _Row:
 
 def pareto(those: Sequence[Point], x: str, y: str, title: str) -> str:
     """Numbered points, what nothing beats in both joined by a line, and below it what each number is."""
-    across = _Axis(0.0, 1.08 * (max(each.x for each in those) or 1.0))
-    up = _Axis(0.0, 1.12 * (max(each.y for each in those) or 1.0))
+    across, up = _around([each.x for each in those]), _around([each.y for each in those])
     best = front(those)
     parts = [across.grid(PARETO), across.numbers(PARETO, x), up.drawn_up(y)]
     for one, other in pairwise(best):  # first at the same WER to the next latency, then down
@@ -195,6 +194,11 @@ class _Axis:
         """In pixels of the height of `pareto`, from above."""
         return round(PARETO * (1 - self.of(value) / 100), 1)
 
+    @property
+    def cut(self) -> str:
+        """Whether it begins elsewhere than people expect, in words."""
+        return "" if self.low <= 0 else " (not from 0)"
+
     def grid(self, height: float) -> str:
         """Lines across the picture."""
         places = map(self.at, self.ticks())
@@ -203,8 +207,7 @@ class _Axis:
     def numbers(self, top: float, unit: str) -> str:
         """The numbers of the lines, and what they are."""
         told = [f'<text class="tick" x="{self.at(tick)}" y="{top + 14}">{_told(tick)}</text>' for tick in self.ticks()]
-        cut = "" if self.low <= 0 else " (does not begin at 0)"
-        return "".join([*told, f'<text class="unit" x="100%" y="{top + 30}">{escape(unit)}{cut}</text>'])
+        return "".join([*told, f'<text class="unit" x="100%" y="{top + 30}">{escape(unit)}{self.cut}</text>'])
 
     def drawn_up(self, unit: str) -> str:
         """The same from below, with their numbers to the left."""
@@ -214,7 +217,7 @@ class _Axis:
             for tick in self.ticks()
         )
         line = f'<line class="axis" x1="0" x2="0" y1="0" y2="{PARETO}"/>'
-        return f'{lines}{line}<text class="name" x="-30" y="-10">{escape(unit)}</text>'
+        return f'{lines}{line}<text x="-30" y="-10">{escape(unit)}{self.cut}</text>'
 
     def ticks(self) -> list[float]:
         """Round numbers, about `TICKS`."""
@@ -223,6 +226,15 @@ class _Axis:
         step = power * next(each for each in (1, 2, 5, 10) if each * power >= rough)
         first = math.ceil(self.low / step - 1e-9)
         return [step * index for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def _around(values: Sequence[float]) -> _Axis:
+    """All of them with room, from 0 unless all of them are far from it."""
+    low, high = min(values), max(values)
+    if low < (high or 1.0) / 2:
+        return _Axis(0.0, 1.1 * (high or 1.0))
+    room = max(0.12 * (high - low), 0.02 * high)
+    return _Axis(low - room, high + room)
 
 
 def _apart(places: Sequence[tuple[float, float]]) -> list[float]:
