@@ -54,19 +54,21 @@ class Cpu:
         model: QEMU's name of it.
         part: its number in the main id register; runtimes choose kernels by it.
         features: the kernel's names of what it can.
+        l2_kib: its second cache; runtimes cut their work by it.
     """
 
     model: str
     part: int
     features: str
+    l2_kib: int
 
 
 CPUS: Mapping[str, Cpu] = {
-    "cortex-a53": Cpu("cortex-a53", 0xD03, NEON),
-    "cortex-a72": Cpu("cortex-a72", 0xD08, NEON),
-    "cortex-a76": Cpu("cortex-a76", 0xD0B, DOT),
+    "cortex-a53": Cpu("cortex-a53", 0xD03, NEON, 512),
+    "cortex-a72": Cpu("cortex-a72", 0xD08, NEON, 1024),
+    "cortex-a76": Cpu("cortex-a76", 0xD0B, DOT, 512),
     # QEMU 7.2 computes wrongly with int8 matrices as soon as it has SME as well
-    "i8mm": Cpu("max,sme=off", 0xD4D, f"{DOT} i8mm bf16"),
+    "i8mm": Cpu("max,sme=off", 0xD4D, f"{DOT} i8mm bf16", 512),
 }
 USUAL = "cortex-a76"
 
@@ -239,8 +241,13 @@ def _emulator_version() -> str:
 
 
 def _write_cpu(cpu: Cpu, root: Path) -> None:
-    """What the kernel of a machine with one such core would tell; the emulator shows it in the place of the host's files."""
-    core, devices = "sys/devices/system/cpu/cpu0", "sys/devices/system/cpu"
+    """What the kernel of a machine with one such core would tell, and empty folders of libraries.
+
+    The emulator shows them in the place of the host's; what is not here is the host's, and would change counts.
+    """
+    devices = "sys/devices/system/cpu"
+    topology, frequency, caches = f"{devices}/cpu0/topology", f"{devices}/cpu0/cpufreq", f"{devices}/cpu0/cache"
+    lists = ("core_siblings_list", "thread_siblings_list", "cluster_cpus_list", "package_cpus_list", "core_cpus_list")
     cpuinfo = {
         "processor": "0",
         "BogoMIPS": "100.00",
@@ -254,14 +261,16 @@ def _write_cpu(cpu: Cpu, root: Path) -> None:
     files = {
         "proc/cpuinfo": "".join(f"{name}\t: {value}\n" for name, value in cpuinfo.items()),
         **{f"{devices}/{name}": "0" for name in ("possible", "present", "online", "kernel_max")},
-        **{
-            f"{core}/topology/{name}": "0"
-            for name in ("physical_package_id", "core_id", "core_siblings_list", "thread_siblings_list")
-        },
-        **{f"{core}/topology/{name}": "1" for name in ("core_siblings", "thread_siblings")},
-        f"{core}/cpufreq/cpuinfo_max_freq": "1500000",
-        f"{core}/cpufreq/cpuinfo_min_freq": "600000",
+        **{f"{topology}/{name}": "0" for name in ("physical_package_id", "core_id", "cluster_id", *lists)},
+        **{f"{topology}/{name}": "1" for name in ("core_siblings", "thread_siblings")},
+        f"{frequency}/cpuinfo_max_freq": "1500000",
+        f"{frequency}/cpuinfo_min_freq": "600000",
     }
+    for index, (level, kind, kib) in enumerate(((1, "Data", 32), (1, "Instruction", 32), (2, "Unified", cpu.l2_kib))):
+        cache = {"level": level, "type": kind, "size": f"{kib}K", "shared_cpu_list": 0, "coherency_line_size": 64}
+        files |= {f"{caches}/index{index}/{name}": str(value) for name, value in cache.items()}
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{content}\n", encoding="ascii")
+    for name in ("lib", "usr/lib", "lib/aarch64-linux-gnu", "usr/lib/aarch64-linux-gnu"):
+        (root / name).mkdir(parents=True, exist_ok=True)

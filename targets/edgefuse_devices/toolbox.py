@@ -152,8 +152,11 @@ def payload(target: str) -> Mapping[str, Path]:
 
 
 def command(plan: str = ".", at: str = ".") -> tuple[str, ...]:
-    """How to start a runner whose payload lies in the folder `at`, on the plan in the folder `plan`."""
-    return (f"{at}/{LOADER}", "--library-path", f"{at}/lib", f"{at}/{RUNNER}", plan)
+    """How to start a runner whose payload lies in the folder `at`, on the plan in the folder `plan`.
+
+    The loader finds every library there, and does not look into the cache of those of the system.
+    """
+    return (f"{at}/{LOADER}", "--inhibit-cache", "--library-path", f"{at}/lib", f"{at}/{RUNNER}", plan)
 
 
 def digest(target: str) -> str:
