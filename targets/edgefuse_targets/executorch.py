@@ -70,9 +70,15 @@ def export(program: Program, folder: Path, name: str) -> Artifact:
 def ready(threads: int = 1) -> None:
     """Import ExecuTorch, and PyTorch with it, and make its pool of threads."""
     with quiet():
-        from executorch.extension.pybindings import portable_lib
+        _POOL.resize(threads, binding())
 
-        _POOL.resize(threads, portable_lib)
+
+def binding() -> ModuleType:
+    """ExecuTorch's binding itself: `portable_lib`, the official way to the same names, imports the whole exporter for seconds."""
+    import torch  # noqa: F401 - the binding needs its libraries
+    from executorch.extension.pybindings import _C
+
+    return _C  # type: ignore[no-any-return]  # it has no types
 
 
 def open(artifact: Artifact, threads: int = 1, *, warm: bool = True) -> Opened:  # noqa: A001 - the protocol's name
@@ -189,11 +195,10 @@ class _Session:
 
     def _load(self) -> None:
         with quiet():
-            from executorch.extension.pybindings import portable_lib
-
-            _POOL.resize(self._threads, portable_lib)
-            program = portable_lib._load_program(  # noqa: SLF001 - there is no public way to a program of several methods
-                str(self._artifact.path), program_verification=portable_lib.Verification.InternalConsistency
+            runtime = binding()
+            _POOL.resize(self._threads, runtime)
+            program = runtime._load_program(  # noqa: SLF001 - there is no public way to a program of several methods
+                str(self._artifact.path), program_verification=runtime.Verification.InternalConsistency
             )
             absent = set(self._artifact.inputs) - {program.get_method_name(each) for each in range(program.num_methods())}
             if absent:

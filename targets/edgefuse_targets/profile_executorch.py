@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from executorch.devtools import Inspector
-from executorch.extension.pybindings import portable_lib
 
+from edgefuse_targets.executorch import binding
 from edgefuse_targets.profiles import OUTSIDE, WARM_UP, XNNPACK, Event, profile_of, timed
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ NS_PER_MS = 1_000_000
 def profiled(artifact: Artifact, entry: str, inputs: Mapping[str, NDArray[np.float32]]) -> Profile:
     """Run a method many times on the same inputs; ExecuTorch's pool of threads is ready."""
     given = [torch.from_numpy(np.array(inputs[spec.name], np.float32)) for spec in artifact.inputs[entry]]
-    program = portable_lib._load_program(str(artifact.path), enable_etdump=True)  # noqa: SLF001 - no public way to several methods
+    program = binding()._load_program(str(artifact.path), enable_etdump=True)  # noqa: SLF001 - no public way to several methods
     method = program.load_method(entry)
     method.set_inputs(given)
     taken = timed(method.execute)

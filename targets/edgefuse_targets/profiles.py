@@ -1,4 +1,4 @@
-"""How profiles are taken: many calls, of which the fastest quarter counts, the least disturbed; operators of one name are one row.
+"""How profiles are taken: many calls, of which the fastest quarter counts, the least disturbed; one row per name of operators.
 
 Sums are honest: what an operator takes is averaged over the same calls as the call itself, so that all operators and what is in
 none of them add up to the call. Runtimes that count whole microseconds cut off half of one per operator; it is in the last row.
