@@ -259,10 +259,10 @@ def skin(lines: Sequence[str]) -> str:
 
 def _attached(line: str) -> Attached:
     serial, _, rest = line.partition(" ") if "\t" not in line else line.partition("\t")
-    words = rest.split()
-    pairs = dict(word.split(":", 1) for word in words if re.fullmatch(r"(product|model|device|transport_id):\S+", word))
-    state = " ".join(word for word in words if word.partition(":")[0] not in {*pairs, "usb"})
-    return Attached(serial, state, {name: pairs[name] for name in ("model", "product") if name in pairs})
+    pairs = [word for word in rest.split() if re.fullmatch(r"[a-z_]+:\S+", word)]
+    state = " ".join(word for word in rest.split() if word not in pairs)
+    told = dict(pair.split(":", 1) for pair in pairs)
+    return Attached(serial, state, {name: told[name] for name in ("model", "product") if name in told})
 
 
 def _usable(device: Attached) -> Attached:
