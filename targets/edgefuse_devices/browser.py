@@ -227,7 +227,7 @@ def _why(ended: process.Ended) -> str:
     if ended.why == "time":
         return f"npm took longer than {ended.limit_s:g} s"
     lines = [line.removeprefix("npm error ").removeprefix("npm ERR! ").strip() for line in ended.stderr.splitlines()]
-    told = [line for line in lines if line and not line.startswith(("code ", "errno ", "A complete log", "npm "))]
+    told = [line for line in lines if line and not line.startswith(("code ", "errno ", "syscall ", "A complete log", "npm "))]
     return told[0].rstrip(".") if told else f"npm ended with {ended.code if ended.code is not None else ended.signal}"
 
 

@@ -5,6 +5,7 @@ Bundles are taken from the folder that EDGEFUSE_BUNDLES names, or exported once,
 
 import dataclasses
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.field
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "demo_app" / "shared" / "models" / "fusionformer-tiny"
 CALIBRATION = ROOT / "demo_app" / "shared" / "calibration"
+MARK = "EDGEFUSE_TEST"
 LOADED_BYTES = 200 << 20  # a page with a model is larger
 OFFLINE, STREAM = "offline_5120ms", "stream_640ms"
 LEAST_DB = {"fp32": 90.0, "int8": 20.0}
@@ -109,13 +111,21 @@ def chromiums(among: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 @pytest.fixture(autouse=True)
-def no_browser_is_left() -> Iterator[None]:
-    before = set(chromiums(psutil.process_iter()))
+def no_browser_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ours have a mark in their environment: other browsers may run beside them."""
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv(MARK, mark)
     yield
     until = time.monotonic() + 5
-    while (left := set(chromiums(psutil.process_iter())) - before) and time.monotonic() < until:
+    while (left := [each for each in chromiums(psutil.process_iter()) if marked(each, mark)]) and time.monotonic() < until:
         time.sleep(0.1)
     assert not left
+
+
+def marked(process: psutil.Process, mark: str) -> bool:
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return process.environ().get(MARK) == mark
+    return False
 
 
 @pytest.mark.parametrize("which", WHICH)

@@ -105,7 +105,7 @@ def test_a_set_up_fetches_once(tools: Path) -> None:
             "echo 'npm error code EINTEGRITY' >&2; echo 'npm error sha512-x integrity checksum failed' >&2; exit 1",
             "checksum failed",
         ),
-        ("echo 'npm error code ENOTFOUND' >&2; echo 'npm error network request failed.' >&2; exit 1", "network request failed"),
+        ("printf 'npm error code X\nnpm error syscall connect\nnpm error request failed.\n' >&2; exit 1", ": request failed"),
         ("exit 7", "npm ended with 7"),
         ("kill -9 $$", "npm ended with SIGKILL"),
     ],

@@ -116,7 +116,7 @@ async function runFeed(runtime, model, plan, feed) {
 /** Goes round the feed call by call, and gives each cache back to the call after. */
 class Turn {
   constructor(runtime, model, plan, feed) {
-    Object.assign(this, { runtime, model, plan, feed, number: 0, outputs: {}, due: 0 });
+    Object.assign(this, { runtime, model, plan, feed, number: 0, outputs: {}, start: 0 });
     this.shapes = new Map(model.signatures[plan.entry].getInputDetails().map((each) => [each.name, each.shape]));
   }
 
@@ -152,9 +152,9 @@ class Turn {
 
   async itsTime() {
     if (this.plan.paceMs === 0) return;
-    const wait = this.due - performance.now();
+    if (this.number === 0) this.start = performance.now();
+    const wait = this.start + this.number * this.plan.paceMs - performance.now();
     if (wait > 0) await new Promise((go) => setTimeout(go, wait));
-    this.due = performance.now() + this.plan.paceMs;
   }
 }
 
