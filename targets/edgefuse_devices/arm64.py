@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import json
 import platform
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "emulated arm64 CPUs: answers of ARM's kernels, and exact counts of instructions"
 
-EMULATOR, PACKAGE = "qemu-aarch64", "qemu-user"
 COUNTS, MODEL, PAYLOAD, CPU, PLUGIN = "counts.jsonl", "model", "payload", "cpu", "count.so"  # names in the folder of a run
 SEED = "1"
 TOTAL = "instructions"
@@ -77,8 +75,7 @@ def missing() -> Sequence[Lack]:
     """The emulator, the runners and the plugin."""
     if platform.system() != "Linux":
         return [Lack("Linux, where QEMU emulates single programs", "run edgefuse on Linux, or in a container")]
-    lacks = [] if shutil.which(EMULATOR) else [Lack(EMULATOR, f"apt-get install {PACKAGE}")]
-    return [*lacks, *toolbox.missing(plugin=True)]
+    return toolbox.missing(counting=True)
 
 
 def found() -> Sequence[DeviceInfo]:
@@ -108,13 +105,13 @@ def connect(which: str) -> Iterator[Connection]:
 
 
 def setup(tell: toolbox.Tell) -> None:
-    """Fetch and build the runners, and build the plugin.
+    """Fetch and build the runners, the emulator where the system has none, and the plugin.
 
     Raises:
         SetupFailed: something could not be fetched or built.
     """
     toolbox.setup(tell)
-    toolbox.setup_plugin(tell)
+    toolbox.setup_counting(tell)
 
 
 @dataclass(slots=True)
@@ -164,7 +161,7 @@ class _Emulated:
         (folder / PAYLOAD).symlink_to(toolbox.home() / job.artifact.target)
         (folder / CPU).symlink_to(self.folder / CPU)
         (folder / PLUGIN).symlink_to(toolbox.home() / "count" / PLUGIN)
-        emulator = [shutil.which(EMULATOR) or EMULATOR, "-cpu", CPUS[self.name].model, "-L", CPU, "-seed", SEED]
+        emulator = [str(toolbox.emulator()), "-cpu", CPUS[self.name].model, "-L", CPU, "-seed", SEED]
         return [*emulator, "-plugin", f"./{PLUGIN},out={COUNTS}", *toolbox.command(at=PAYLOAD)]
 
 
@@ -236,8 +233,8 @@ def _info(name: str) -> DeviceInfo:
 @functools.cache
 def _emulator_version() -> str:
     """For example "qemu-user 7.2.22"."""
-    words = run([shutil.which(EMULATOR) or EMULATOR, "--version"], limit_s=60).stdout.split()
-    return f"{PACKAGE} {words[2]}" if len(words) > 2 else PACKAGE  # noqa: PLR2004 - "qemu-aarch64 version 7.2.22"
+    words = run([toolbox.emulator(), "--version"], limit_s=60).stdout.split()
+    return f"qemu-user {words[2]}" if len(words) > 2 else "qemu-user"  # noqa: PLR2004 - "qemu-aarch64 version 7.2.22"
 
 
 def _write_cpu(cpu: Cpu, root: Path) -> None:

@@ -5,15 +5,20 @@ with a stamp: what it was made from, and the checksum of each file. A step whose
 that was stopped goes on, and one whose sources have changed builds anew.
 
 A runner brings its C library and loader along. It is the same file on a bare Linux, on Android and under an emulator.
+
+The compiler and the emulator are the system's; where it has none, Debian's packages are unpacked here, for which nobody must be
+root.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import zipfile
@@ -24,7 +29,7 @@ from pathlib import Path
 
 from edgefuse import atomic
 from edgefuse.device import Lack, cache
-from edgefuse.errors import DeviceMissing, NotWritable, OutputError, SetupFailed
+from edgefuse.errors import DeviceMissing, NotWritable, OutputError, RunFailed, SetupFailed
 from edgefuse_devices.process import Ended, failed, run
 
 Tell = Callable[[str], AbstractContextManager[object]]
@@ -44,6 +49,7 @@ C_LIBRARIES = (
     "libstdc++.so.6",
 )
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
+APT = ("-oDebug::NoLocking=true", "-oAPT::Sandbox::User=root")  # nothing of the system's is written, so nothing is locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,27 @@ RUNTIMES: Mapping[str, Runtime] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A program of the system, or of a package that is unpacked in the toolbox.
+
+    Attributes:
+        step: the folder there.
+        program: what is started.
+        package: Debian's name.
+        what: what it is, for people.
+    """
+
+    step: str
+    program: str
+    package: str
+    what: str
+
+
+COMPILER = Tool("compiler", "aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu", "a C++ compiler for arm64")
+EMULATOR = Tool("emulator", "qemu-aarch64", "qemu-user", "an emulator of arm64 programs that takes plugins")
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One folder of the toolbox.
 
@@ -128,14 +155,33 @@ def home() -> Path:
     return cache() / "arm64"
 
 
-def missing(*, plugin: bool = False) -> Sequence[Lack]:
-    """What a device that runs arm64 programs lacks: runners, and the plugin, that stand there built from today's sources."""
+def missing(*, counting: bool = False) -> Sequence[Lack]:
+    """What a device that runs arm64 programs lacks: the runners, and for counting an emulator and the plugin.
+
+    A set-up mends it; where packages cannot be fetched, that of the tool must be installed before.
+    """
     lacks = [
         Lack(f"the arm64 runner of {RUNTIMES[each].name}", SETUP) for each in RUNTIMES if not _stands(each, _of_runner(each))
     ]
-    if plugin and not _stands("count", _of_plugin()):
+    if lacks and not _program(COMPILER):
+        lacks = [_lack(COMPILER), *lacks]
+    if counting and not _program(EMULATOR):
+        lacks = [_lack(EMULATOR), *lacks]
+    if counting and not _stands("count", _of_plugin()):
         lacks.append(Lack("the plugin that counts instructions", SETUP))
     return lacks
+
+
+def emulator() -> Path:
+    """The program that emulates arm64 programs and takes plugins.
+
+    Raises:
+        DeviceMissing: there is none.
+    """
+    program = _program(EMULATOR)
+    if not program:
+        raise DeviceMissing(f"There is not {EMULATOR.what}.", hint=_lack(EMULATOR).mend)
+    return program
 
 
 def payload(target: str) -> Mapping[str, Path]:
@@ -184,14 +230,75 @@ def setup(tell: Tell) -> None:
     """
     with _ours_alone():
         for target, runtime in RUNTIMES.items():
+            if _done(building := _building(target, runtime)):
+                continue
+            _provide(COMPILER, tell)
             _do(_fetching(target, runtime), tell)
-            _do(_building(target, runtime), tell)
+            _do(building, tell)
 
 
-def setup_plugin(tell: Tell) -> None:
-    """Build the plugin that counts instructions."""
+def setup_counting(tell: Tell) -> None:
+    """Fetch the emulator where there is none, and build the plugin that counts instructions; fails as `setup` does."""
     with _ours_alone():
+        _provide(EMULATOR, tell)
         _do(Step("count", "Building the plugin that counts instructions", _of_plugin(), _build_plugin), tell)
+
+
+def _provide(tool: Tool, tell: Tell) -> None:
+    """Unpack the packages of a tool that the system does not have."""
+    if _program(tool):
+        return
+    if not shutil.which("apt-get"):
+        raise SetupFailed(
+            f"There is not {tool.what}, and no apt-get to fetch one.", hint=f"Install {tool.program}, then: {SETUP}"
+        )
+    _do(Step(tool.step, f"Fetching {tool.what}", _of(repr(tool)), lambda draft: _fetch_packages(tool, draft)), tell)
+    if not _program(tool):
+        raise SetupFailed(f"The package {tool.package} of this system is not {tool.what}.", hint="Debian 12 has one that is.")
+
+
+def _fetch_packages(tool: Tool, draft: Path) -> None:
+    """Debian's package and all that it needs and the system lacks, by lists of our own."""
+    state = draft / "apt"
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (state / folder).mkdir(parents=True)
+    apt = ["apt-get", "--quiet", *APT, f"-oDir::State::lists={state}/lists", f"-oDir::Cache={state}/cache"]
+    run([*apt, "update"], limit_s=FETCH_S)  # one source of several may fail: what is lacking then is said below
+    ended = run([*apt, "install", "--download-only", "--no-install-recommends", "--yes", tool.package], limit_s=FETCH_S)
+    packages = sorted((state / "cache" / "archives").glob("*.deb"))
+    if not ended.well or not packages:
+        raise SetupFailed(
+            f"{tool.package} could not be fetched: {_last_words(ended, 'E: ')}",
+            hint=f"Try: apt-get install {tool.package}; {SETUP}",
+        )
+    for package in packages:
+        _built(run(["dpkg", "-x", package, draft], limit_s=BUILD_S), package.name)
+    shutil.rmtree(state)
+    shutil.rmtree(draft / "usr" / "share", ignore_errors=True)
+    for path in list(draft.rglob("*")):
+        other_emulator = path.parent == draft / "usr" / "bin" and "aarch64" not in path.name
+        leads_nowhere = path.is_symlink() and not path.exists()  # into packages that the system has
+        if other_emulator or leads_nowhere:
+            path.unlink()
+
+
+def _program(tool: Tool) -> Path | None:
+    """Where it is: the system's, or our own; None where neither is there, or fit."""
+    own = home() / tool.step / "usr" / "bin" / tool.program
+    for found in (shutil.which(tool.program), own if own.exists() else None):
+        if found and (tool is not EMULATOR or _takes_plugins(str(found))):
+            return Path(found)
+    return None
+
+
+@functools.cache
+def _takes_plugins(program: str) -> bool:
+    """A static build does not, and not every version of QEMU has been built with them."""
+    return "-plugin" in run([program, "-h"], limit_s=60).stdout
+
+
+def _lack(tool: Tool) -> Lack:
+    return Lack(tool.what, SETUP if shutil.which("apt-get") else f"install {tool.program} (Debian: {tool.package}); {SETUP}")
 
 
 def _fetching(target: str, runtime: Runtime) -> Step:
@@ -245,16 +352,18 @@ def _unpack(wheel: Path, folder: Path, runtime: Runtime) -> None:
 
 def _compile(runtime: Runtime, wheel: Path, draft: Path) -> None:
     libraries = draft / "lib"
-    argv = [_compiler(runtime.compiler), "-O2", *runtime.flags, *WARNINGS, f'-DRUNTIME="{runtime.name}"']
+    argv = ["-O2", *runtime.flags, *WARNINGS, f'-DRUNTIME="{runtime.name}"']
     for include in runtime.includes:
         argv += ["-isystem", str(wheel / include)]  # their warnings are theirs
     argv += [str(_source(runtime.source)), "-o", str(draft / RUNNER), f"-L{libraries}", "-Wl,--no-as-needed"]
     argv += [f"-l{Path(name).stem.removeprefix('lib')}" for name in runtime.libraries]
-    _built(run(argv, limit_s=BUILD_S), f"the runner of {runtime.name}")
+    _built(_compile_for_arm64(runtime.compiler, *argv), f"the runner of {runtime.name}")
 
 
 def _build_plugin(draft: Path) -> None:
-    compiler = shutil.which("gcc") or shutil.which("cc") or "gcc"
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        raise SetupFailed("There is no C compiler to build the counting plugin.", hint=f"apt-get install gcc; {SETUP}")
     argv: list[str | Path] = [
         compiler,
         "-std=c11",
@@ -271,20 +380,28 @@ def _build_plugin(draft: Path) -> None:
 def _built(ended: Ended, what: str) -> None:
     if not ended.well:
         raise SetupFailed(
-            f"{what.capitalize()} could not be built: {_last_words(ended, 'error')}", hint=f"Try again with: {SETUP}"
+            f"{what[:1].upper()}{what[1:]} could not be built: {_last_words(ended, 'error')}", hint=f"Try again with: {SETUP}"
         )
 
 
-def _compiler(name: str) -> str:
-    return shutil.which(f"aarch64-linux-gnu-{name}") or f"aarch64-linux-gnu-{name}"
+def _compile_for_arm64(name: str, *arguments: str) -> Ended:
+    """Start a compiler: the system's, or our own, which looks for everything below its folder."""
+    program = _program(COMPILER)
+    if not program:
+        raise SetupFailed(f"There is not {COMPILER.what}.", hint=_lack(COMPILER).mend)
+    own = home() / COMPILER.step
+    ours = program.is_relative_to(own)
+    argv = [str(program.with_name(program.name.replace("g++", name))), *([f"--sysroot={own}"] if ours else []), *arguments]
+    libraries = {"LD_LIBRARY_PATH": f"{own}/usr/lib/{platform.machine()}-linux-gnu"} if ours else {}
+    return run(argv, limit_s=BUILD_S, env={**os.environ, **libraries})
 
 
 def _found_by_compiler(library: str) -> Path:
-    ended = run([_compiler("g++"), f"-print-file-name={library}"], limit_s=BUILD_S)
+    ended = _compile_for_arm64("g++", f"-print-file-name={library}")
     path = Path(ended.stdout.strip())
     if not ended.well or not path.is_file():
         raise SetupFailed(
-            f"The compiler has no {library} for arm64.", hint="Install it with: apt-get install g++-aarch64-linux-gnu"
+            f"The compiler has no {library} for arm64.", hint=f"Install all of it with: apt-get install {COMPILER.package}"
         )
     return path
 
@@ -317,15 +434,21 @@ def _of(*parts: str) -> str:
 def _do(step: Step, tell: Tell) -> None:
     """Make the folder of a step, unless it stands there whole, made from the same."""
     folder = home() / step.name
-    if _stands(step.name, step.of) and not _changed(step.name):
+    if _done(step):
         return
     try:
         with tell(step.sentence), atomic.draft(folder, overwrite=True, is_ours=lambda _: True) as draft:
             step.make(draft)
             stamp = Stamp(step.of, {name: _sha256(draft / name) for name in _files(draft)})
             (draft / STAMP).write_text(json.dumps(asdict(stamp), indent=1), encoding="utf-8")
+    except RunFailed as error:  # a tool that could not even be started
+        raise SetupFailed(error.sentence, hint=error.hint) from error
     except OutputError as error:
         raise type(error)(error.sentence, hint=f"Name another place by EDGEFUSE_CACHE, then go on with: {SETUP}") from error
+
+
+def _done(step: Step) -> bool:
+    return _stands(step.name, step.of) and not _changed(step.name)
 
 
 def _require(name: str, of: str) -> None:

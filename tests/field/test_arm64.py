@@ -160,7 +160,7 @@ def test_another_illegal_instruction_is_a_sentence(half: Job) -> None:
 
 
 def emulators() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children(recursive=True) if each.name().startswith(arm64.EMULATOR[:12])]
+    return [each for each in psutil.Process().children(recursive=True) if each.name().startswith(toolbox.EMULATOR.program[:12])]
 
 
 def test_a_runner_that_is_killed_is_a_sentence(a76: Connection, bundle: Callable[[str], Bundle]) -> None:
@@ -317,7 +317,7 @@ def test_each_instruction_is_counted_once_in_its_class(tmp_path: Path) -> None:
     subprocess.run(
         [CROSS, "-march=armv8.6-a", "-nostdlib", "-static", tmp_path / "a.s", "-o", tmp_path / "a"], check=True, cwd=tmp_path
     )
-    emulator = [arm64.EMULATOR, "-cpu", "max,sme=off", "-plugin", f"{toolbox.plugin()},out=counts", "./a"]
+    emulator = [toolbox.emulator(), "-cpu", "max,sme=off", "-plugin", f"{toolbox.plugin()},out=counts", "./a"]
     assert run(emulator, limit_s=60, cwd=tmp_path).well
     (region,) = [json.loads(line) for line in (tmp_path / "counts").read_text().splitlines()]
     wanted = {kind: turns[kind] * len(lines) for kind, lines in COUNTED.items()}
