@@ -21,16 +21,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgefuse.atomic import draft
+from edgefuse.atomic import draft, failures_in_words
 from edgefuse.device import Lack, cache
-from edgefuse.errors import RunFailed, SetupFailed
+from edgefuse.errors import OutputError, RunFailed, SetupFailed
 from edgefuse_devices import process
 
 RECIPE = 1  # counts what this module makes; a folder of another recipe is made again
 STAMP, KERNEL, INITRD, DISK, KEY, HOST_KEY = "stamp.json", "kernel", "initrd.gz", "disk.img", "key", "host_key"
 FILES = (KERNEL, INITRD, DISK, KEY, f"{KEY}.pub", f"{HOST_KEY}.pub")
 SUITE = "trixie"  # the first Debian whose adbd is in the archive for arm64
-AGAIN = "Try again: edgefuse devices setup board goes on where it was stopped"
+SETUP = "edgefuse devices setup board"
+AGAIN = f"It goes on where it was stopped with: {SETUP}"
 MIRROR = "http://deb.debian.org/debian"  # where this machine's own apt knows none
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 USERLAND = ("busybox-static", "dropbear-bin", "adbd")  # and what they depend on
@@ -126,7 +127,7 @@ def lacking() -> Sequence[Lack]:
     if not KEYRING.exists():
         absent.append(Lack("the keys of Debian's archive (debian-archive-keyring)", "apt-get install debian-archive-keyring"))
     if not _whole(folder()):
-        absent.append(Lack("the image of the emulated board", "edgefuse devices setup board"))
+        absent.append(Lack("the image of the emulated board", SETUP))
     return absent
 
 
@@ -137,7 +138,7 @@ def image() -> Image:
         SetupFailed: there is none.
     """
     if not _whole(folder()):
-        raise SetupFailed("The image of the emulated board is not there.", hint="Make it with: edgefuse devices setup board")
+        raise SetupFailed("The image of the emulated board is not there.", hint=f"Make it with: {SETUP}")
     at = folder()
     return Image(at / KERNEL, at / INITRD, at / DISK, at / KEY, at / f"{HOST_KEY}.pub")
 
@@ -148,6 +149,7 @@ def make(tell: Callable[[str], AbstractContextManager[object]]) -> None:
     Raises:
         SetupFailed: something could not be fetched or made.
         NoSpace: the disk is full.
+        NotWritable: the folder may not be written.
     """
     if _whole(folder()) and _unchanged(folder()):
         return
@@ -156,11 +158,14 @@ def make(tell: Callable[[str], AbstractContextManager[object]]) -> None:
             f"The emulated board needs {', '.join(lack.what for lack in absent)}.",
             hint=f"Mend it with: {'; '.join(lack.mend for lack in absent)}",
         )
-    with tell("Fetching the packages of the emulated board"):
-        userland, kernel = _fetch()
-    with tell("Making the disk of the emulated board"), draft(folder(), overwrite=True, is_ours=_ours) as made:
-        made.chmod(0o700)
-        _make(made, userland, kernel)
+    try:
+        with tell("Fetching the packages of the emulated board"), failures_in_words(cache()):
+            userland, kernel = _fetch()
+        with tell("Making the disk of the emulated board"), draft(folder(), overwrite=True, is_ours=_ours) as made:
+            made.chmod(0o700)
+            _make(made, userland, kernel)
+    except OutputError as error:
+        raise type(error)(error.sentence, hint=f"Name another place by EDGEFUSE_CACHE, then go on with: {SETUP}") from error
 
 
 def _make(made: Path, userland: Sequence[Path], kernel: Path) -> None:
