@@ -121,8 +121,8 @@ class Tool:
     what: str
 
 
-COMPILER = Tool("compiler", "aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu", "a C++ compiler for arm64")
-EMULATOR = Tool("emulator", "qemu-aarch64", "qemu-user", "an emulator of arm64 programs that takes plugins")
+COMPILER = Tool("compiler", "aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu", "C++ compiler for arm64")
+EMULATOR = Tool("emulator", "qemu-aarch64", "qemu-user", "emulator of arm64 programs that takes plugins")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def emulator() -> Path:
     """
     program = _program(EMULATOR)
     if not program:
-        raise DeviceMissing(f"There is not {EMULATOR.what}.", hint=_lack(EMULATOR).mend)
+        raise DeviceMissing(f"There is no {EMULATOR.what} here.", hint=_lack(EMULATOR).mend)
     return program
 
 
@@ -250,11 +250,11 @@ def _provide(tool: Tool, tell: Tell) -> None:
         return
     if not shutil.which("apt-get"):
         raise SetupFailed(
-            f"There is not {tool.what}, and no apt-get to fetch one.", hint=f"Install {tool.program}, then: {SETUP}"
+            f"There is no {tool.what} here, and no apt-get to fetch one.", hint=f"Install {tool.program}, then: {SETUP}"
         )
-    _do(Step(tool.step, f"Fetching {tool.what}", _of(repr(tool)), lambda draft: _fetch_packages(tool, draft)), tell)
+    _do(Step(tool.step, f"Fetching the {tool.what}", _of(repr(tool)), lambda draft: _fetch_packages(tool, draft)), tell)
     if not _program(tool):
-        raise SetupFailed(f"The package {tool.package} of this system is not {tool.what}.", hint="Debian 12 has one that is.")
+        raise SetupFailed(f"The package {tool.package} of this system holds no {tool.what}.", hint="Debian 12 has one that is.")
 
 
 def _fetch_packages(tool: Tool, draft: Path) -> None:
@@ -298,7 +298,9 @@ def _takes_plugins(program: str) -> bool:
 
 
 def _lack(tool: Tool) -> Lack:
-    return Lack(tool.what, SETUP if shutil.which("apt-get") else f"install {tool.program} (Debian: {tool.package}); {SETUP}")
+    return Lack(
+        f"the {tool.what}", SETUP if shutil.which("apt-get") else f"install {tool.program} (Debian: {tool.package}); {SETUP}"
+    )
 
 
 def _fetching(target: str, runtime: Runtime) -> Step:
@@ -388,7 +390,7 @@ def _compile_for_arm64(name: str, *arguments: str) -> Ended:
     """Start a compiler: the system's, or our own, which looks for everything below its folder."""
     program = _program(COMPILER)
     if not program:
-        raise SetupFailed(f"There is not {COMPILER.what}.", hint=_lack(COMPILER).mend)
+        raise SetupFailed(f"There is no {COMPILER.what} here.", hint=_lack(COMPILER).mend)
     own = home() / COMPILER.step
     ours = program.is_relative_to(own)
     argv = [str(program.with_name(program.name.replace("g++", name))), *([f"--sysroot={own}"] if ours else []), *arguments]
