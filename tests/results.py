@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgefuse.bench.result import Order, Result, begin_result, key_of, read_result, visit_json
+from edgefuse.bench.result import Order, Result, Writer, begin_result, key_of, read_result, visit_json
 from edgefuse.measurement import (
     QUICK,
     TYPES,
@@ -117,23 +117,27 @@ def write(result: Result, path: Path) -> Path:
         for device in {each.device.spec: each.device for each in result.measurements}.values():
             writer.write("device", device=dataclasses.asdict(device))
         for each in result.measurements:
-            where = {"device": each.device.spec, "subject": key_of(each.subject)}
-            for visit in each.visits:
-                writer.write("visit", **where, visit=visit_json(visit))
-            for failure in each.failures:
-                writer.write("failure", **where, failure=dataclasses.asdict(failure))
-            for want, reason in each.refusals.items():
-                writer.write("refusal", **where, want=want, reason=reason)
-            if each.memory:
-                writer.write("memory", **where, memory=dataclasses.asdict(each.memory))
-            if each.profile:
-                writer.write("profile", **where, profile=dataclasses.asdict(each.profile))
+            _write(each, writer)
         for absence in result.absences:
             writer.write("absence", absence=dataclasses.asdict(absence))
         if result.ended:
             writer.write("end")
     read_result(path)
     return path
+
+
+def _write(each: Measurement, writer: Writer) -> None:
+    where = {"device": each.device.spec, "subject": key_of(each.subject)}
+    for visit in each.visits:
+        writer.write("visit", **where, visit=visit_json(visit))
+    for failure in each.failures:
+        writer.write("failure", **where, failure=dataclasses.asdict(failure))
+    for want, reason in each.refusals.items():
+        writer.write("refusal", **where, want=want, reason=reason)
+    if each.memory:
+        writer.write("memory", **where, memory=dataclasses.asdict(each.memory))
+    if each.profile:
+        writer.write("profile", **where, profile=dataclasses.asdict(each.profile))
 
 
 def small() -> Result:
@@ -231,7 +235,7 @@ def _noisy(dice: random.Random, device: DeviceInfo, subject: Subject, latency: f
         conditions = {"load": ("3.1", "3.0"), "temperature": ("41.0", "44.5"), "governor": ("schedutil", "schedutil")}
         visits.append(a_visit(round_, values, device, conditions=conditions))
     memory = Memory(int(dice.uniform(35e6, 60e6)), 23_000_000)
-    return Measurement(device, subject, USUAL, tuple(visits), memory=memory, profile=_profile(latency * 1.05, 60))
+    return Measurement(device, subject, USUAL, tuple(visits), memory=memory, profile=_profile(latency * 1.05, 20))
 
 
 def _profile(call_ns: float, count: int) -> Profile:

@@ -171,9 +171,11 @@ def _checked(budget: Budget, things: Sequence[_Thing], mend: str) -> tuple[Check
         for limit in line.limits:
             clocks = LIMITS[limit.what]
             able = [thing for thing in meant if not clocks or thing.clock in clocks]
+            told = _told(line.filters)
             if not able:
                 raise BadBudget(
-                    f"{budget.path}, budget {line.number}: {limit.called} was not measured of {_told(line.filters)}.", hint=mend
+                    f"{budget.path}, budget {line.number} limits {limit.called}, which was not measured of {told}.",
+                    hint=mend,
                 )
             checks.update(dict.fromkeys(_check(line.number, limit, thing) for thing in able))
     return tuple(checks)
@@ -269,7 +271,7 @@ def _structure(size_bytes: int, partitions: int | None, operators: int, outside:
 
 
 def _told(filters: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in filters.items()) or "anything"
+    return ", ".join(f"{name} {value}" for name, value in filters.items()) or "any artifact"
 
 
 def _number(value: float) -> str:

@@ -37,11 +37,9 @@ UNITS: Mapping[Clock, str] = {"host": "_ns", "device": "_ns", "virtual": "_ns", 
 
 def markdown(results: Sequence[Result], base: str | None = None) -> str:
     """Compact tables for a pull request."""
-    parts = [
-        "<!-- a report of edgefuse -->",
-        "# Benchmark",
-        "\n".join(f"- {_plain(line)}" for line in summary(results, base)),
-    ]
+    parts = ["<!-- a report of edgefuse -->", "# Benchmark"]
+    for heading, lines in summary(results, base).items():
+        parts.append("\n".join([f"**{_plain(heading)}**", "", *(f"- {_plain(line)}" for line in lines)]))
     for clock, those in rows.places(results).items():
         parts.append(f"## {rows.CLOCK_NAMES[clock]}\n\n{rows.CLOCK_MEANINGS[clock]}")
         parts.append(_table(rows.short_table(clock, those)))

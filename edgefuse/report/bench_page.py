@@ -221,16 +221,25 @@ def _table(table: Table, without: str = "") -> str:
     if not table.rows:
         return f"<p>{escape(without)}</p>" if without else ""
     numeric = [all(NUMBER.fullmatch(row[index]) for row in table.rows) for index in range(len(table.columns))]
-    head = "".join(
-        f"<th{' class=n' if number else ''}>{escape(name)}" for name, number in zip(table.columns, numeric, strict=True)
-    )
-    body = "\n".join(
-        f"<tr>{''.join(f'<td{_class(cell, number=number)}>{escape(cell)}' for cell, number in zip(row, numeric, strict=True))}"
-        for row in table.rows
-    )
+    whole = len(rows.SUBJECT) if table.columns[: len(rows.SUBJECT)] == rows.SUBJECT else 0
+    names = ("artifact", *table.columns[whole:]) if whole else table.columns
+    numeric = [False, *numeric[whole:]] if whole else numeric
+    head = "".join(f"<th{' class=n' if number else ''}>{escape(name)}" for name, number in zip(names, numeric, strict=True))
+    lines = []
+    for row, doubt in zip(table.rows, table.doubts or [""] * len(table.rows), strict=True):
+        first = [f"<td><b>{escape(row[0])}</b><br>{escape(', '.join(row[1:whole]))}"] if whole else []
+        cells = zip(row[whole:], numeric[len(first) :], strict=True)
+        told = (f"<td{_class(cell, number=number)}>{escape(cell)}" for cell, number in cells)
+        lines.append(f"<tr>{''.join((*first, *told))}{_doubt(doubt, len(names))}")
     notes = "".join(f'\n<p class="note">{escape(note)}</p>' for note in table.notes)
-    heading = f"<tr>{head}\n" if any(table.columns) else ""
+    heading = f"<tr>{head}\n" if any(names) else ""
+    body = "\n".join(lines)
     return f'<div class="scroll"><table>\n{heading}{body}\n</table></div>{notes}'
+
+
+def _doubt(doubt: str, columns: int) -> str:
+    """A row of its own, below the one that it is about, in sight wherever the table was scrolled to."""
+    return f'\n<tr class="doubt"><td colspan="{columns}"><div>Doubt: {escape(doubt)}</div>' if doubt else ""
 
 
 def _class(cell: str, *, number: bool) -> str:

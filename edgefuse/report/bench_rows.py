@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -68,12 +69,21 @@ WANTED: Mapping[str, str] = MappingProxyType({"latency": "time", "memory": "peak
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that is ready to be shown, and notes below it."""
+    """A table that is ready to be shown.
+
+    Attributes:
+        title: what it shows.
+        columns: their names.
+        rows: their cells.
+        notes: sentences about all of it.
+        doubts: of each row what is to be said beside it, or "".
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +211,16 @@ def name_beside(base: Measurement, new: Measurement) -> str:
 
 
 def latency_table(place: Place) -> Table:
-    """How long a call takes, or how many instructions, with the doubts beside it."""
-    columns = (*SUBJECT, "speech per call", *_latency_columns(place.clock), "doubts")
-    rows = tuple(
-        (*_names(each), _audio(each), *_latency_cells(each), " ".join(doubts(each)) or "none") for each in place.measurements
+    """How long a call takes, or how many instructions, with the doubts beside it; those that all have are told once."""
+    told = [doubts(each) for each in place.measurements]
+    common = [doubt for doubt in told[0] if len(told) > 1 and all(doubt in each for each in told)]
+    return Table(
+        "One call",
+        (*SUBJECT, "speech per call", *_latency_columns(place.clock)),
+        tuple((*_names(each), _audio(each), *_latency_cells(each)) for each in place.measurements),
+        (*(f"Doubt, of all of them: {doubt}" for doubt in common), *_latency_notes(place)),
+        tuple(" ".join(doubt for doubt in each if doubt not in common) for each in told),
     )
-    return Table("One call", columns, rows, tuple(_latency_notes(place)))
 
 
 def loading_table(place: Place) -> Table:
@@ -503,7 +517,7 @@ def _short_columns(clock: Clock) -> tuple[str, ...]:
         if clock == "instructions"
         else ("p50", "p90", *(["RTF"] if clock in ("host", "device") else []))
     )
-    return ("device", *SUBJECT, *numbers, "cold load", "peak memory", "SNR", "doubts")
+    return ("device", *SUBJECT, *numbers, "cold load", "peak memory", "SNR", "WER", "doubts")
 
 
 def _short_row(each: Measurement) -> tuple[str, ...]:
@@ -525,6 +539,10 @@ def _short_row(each: Measurement) -> tuple[str, ...]:
         snr(each),
         str(len(doubts(each))),
     )
+
+
+def _quality(each: Measurement) -> tuple[str, str, str]:
+    return snr(each), percent(worst_wer(each)), str(len(doubts(each)))
 
 
 def _short(value: float | None, clock: Clock) -> str:
@@ -609,14 +627,18 @@ def _reasons(place: Place, want: str) -> list[str]:
 
 
 def _troubles(each: Measurement) -> Iterator[tuple[str, str, str]]:
+    """What, why, and what to do; of one reason once, however many processes it ended."""
     for want, reason in each.refusals.items():
         yield ("cannot be run" if want == "latency" else f"no {WANTED[want]}"), reason, ""
-    for failure in each.failures:
-        what = f"process {failure.round + 1} failed" if failure.want == "latency" else f"no {WANTED[failure.want]}"
-        yield what, failure.reason, failure.hint
-    for visit in each.visits:
-        if visit.void:
-            yield f"process {visit.round + 1} does not count", visit.void, "See which layers differ with: edgefuse verify BUNDLE"
+    failed = [(failure.want, failure.reason, failure.hint) for failure in each.failures]
+    for (want, reason, hint), count in Counter(failed).items():
+        yield (f"{_processes(count)} failed" if want == "latency" else f"no {WANTED[want]}"), reason, hint
+    for void, count in Counter(visit.void for visit in each.visits if visit.void).items():
+        yield f"{_processes(count)} did not count", void, "See which layers differ with: edgefuse verify BUNDLE"
+
+
+def _processes(count: int) -> str:
+    return f"{count} process{'es' if count > 1 else ''}"
 
 
 def _why_no_ratio(each: Compared) -> str:

@@ -28,6 +28,11 @@ MORE: Mapping[Clock, str] = MappingProxyType(
 )
 
 
+COST: Mapping[Clock, str] = MappingProxyType(
+    {"host": "time", "device": "time", "virtual": "time", "instructions": "instructions"}
+)
+
+
 def summary(results: Sequence[Result], base: str | None = None) -> dict[str, list[str]]:
     """By heading: what was measured, whether it is right and whole, and of each device what is faster, if that can be told."""
     by_clock = rows.places(results)
@@ -84,14 +89,15 @@ def _compared(place: Place, base: str | None) -> Iterator[str]:
 def _verdict(compared: Sequence[Compared], clock: Clock) -> str:
     """How often it is faster, by how much, and how often nobody can tell."""
     told: list[str] = []
-    words = {"FASTER": LESS[clock], "SLOWER": MORE[clock], "SAME": "the same within 2 %", "CANNOT_TELL": "cannot be told"}
+    words = {"FASTER": LESS[clock], "SLOWER": MORE[clock], "SAME": "the same within 2 %", "CANNOT_TELL": "it cannot be told"}
     for word, said in words.items():
         ratios = [each.ratio.median for each in compared if each.ratio and each.ratio.word == word]
         if ratios:
-            span = f", taking {_span(ratios)} of it" if word in ("FASTER", "SLOWER") else ""
-            told.append(f"{said} in {len(ratios)} of {len(compared)} comparisons{span}")
+            span = f", taking {_span(ratios)} of its {COST[clock]}" if word in ("FASTER", "SLOWER") else ""
+            often = f" in {len(ratios)} of {len(compared)} comparisons" if len(compared) > 1 else ""
+            told.append(f"{said}{often}{span}")
     without = sum(each.ratio is None for each in compared)
-    return "; ".join([*told, *([f"{without} of {len(compared)} have no number"] if without else [])])
+    return "; ".join([*told, *([f"no number in {without} of {len(compared)} comparisons"] if without else [])])
 
 
 def _span(ratios: Sequence[float]) -> str:
