@@ -3,8 +3,8 @@
 QEMU's user-mode emulation runs the arm64 runner, and a plugin counts what it executes. The answers are those of ARM's kernels,
 the counts are exact and the same wherever they are taken; how long an emulator takes says nothing, and is not told.
 
-What could change a count is the same in every run: the environment is empty, every path is relative to a fresh folder, the seed
-of the guest's random numbers is fixed, and the guest sees the `/proc/cpuinfo` and `/sys` of its CPU and not the host's.
+What could change a count is the same in every run: the environment is empty, no path that the guest sees depends on where it is
+run, the seed of its random numbers is fixed, and it sees the `/proc/cpuinfo` and `/sys` of its CPU and not the host's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "emulated arm64 CPUs: answers of ARM's kernels, and exact counts of instructions"
 
-COUNTS, MODEL, PAYLOAD, CPU, PLUGIN = "counts.jsonl", "model", "payload", "cpu", "count.so"  # names in the folder of a run
+COUNTS, MODEL, CPU, PLUGIN = "counts.jsonl", "model", "cpu", "count.so"  # names in the folder of a run
 SEED = "1"
 TOTAL = "instructions"
 CALL, LOAD, RELOAD = 0, 2, 4  # the regions that a runner marks
@@ -101,6 +101,8 @@ def connect(which: str) -> Iterator[Connection]:
     toolbox.plugin()
     with tempfile.TemporaryDirectory(prefix="edgefuse-arm64-") as folder:
         _write_cpu(CPUS[name], Path(folder) / CPU)
+        for target in toolbox.RUNTIMES:
+            (Path(folder) / CPU / target).symlink_to(toolbox.home() / target)
         yield _Emulated(_info(name), name, Path(folder))
 
 
@@ -158,11 +160,11 @@ class _Emulated:
         model = MODEL + job.artifact.path.suffix
         write_plan(folder, job, model=model, exact=True)
         (folder / model).symlink_to(job.artifact.path.resolve())
-        (folder / PAYLOAD).symlink_to(toolbox.home() / job.artifact.target)
         (folder / CPU).symlink_to(self.folder / CPU)
         (folder / PLUGIN).symlink_to(toolbox.home() / "count" / PLUGIN)
         emulator = [str(toolbox.emulator()), "-cpu", CPUS[self.name].model, "-L", CPU, "-seed", SEED]
-        return [*emulator, "-plugin", f"./{PLUGIN},out={COUNTS}", *toolbox.command(at=PAYLOAD)]
+        loader, *rest = toolbox.command(at=f"/{job.artifact.target}")  # as the guest sees it
+        return [*emulator, "-plugin", f"./{PLUGIN},out={COUNTS}", f"{CPU}{loader}", *rest]
 
 
 def _require_countable(job: Job) -> None:
