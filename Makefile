@@ -4,8 +4,9 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 MODELS := demo_app/shared/models
+BUDGETED := --target executorch --target tflite --seconds 5.12 --chunk-ms 640
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench field budget packages clean
 
 demo: $(INSTALLED)  ## export the shipped model to all three targets, verify and time it
 	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny --all --baseline $(MODELS)/conformer-tiny --overwrite -o out/fusionformer-tiny
@@ -18,9 +19,23 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## the latency ratios of README.md
+bench: $(INSTALLED)  ## the latency ratios of the architecture in README.md
 	$(BIN)/edgefuse ablation --preset small --seconds 5.12 --chunk-ms 640 --target executorch --target tflite
 	$(BIN)/edgefuse ablation --preset base --precision int8 --seconds 5.12 --target executorch --target tflite
+
+field: $(INSTALLED)  ## tests with emulators, boards and a browser; they need `make packages`, and say so where something is missing
+	$(BIN)/python -m pytest -m field tests/field
+
+budget: $(INSTALLED)  ## the exact instruction counts of the shipped model, held against budgets.toml
+	$(BIN)/edgefuse devices setup arm64
+	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny $(BUDGETED) --overwrite -o out/budget/fp32
+	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny $(BUDGETED) --precision int8 --calibration demo_app/shared/calibration --overwrite -o out/budget/int8
+	$(BIN)/edgefuse bench out/budget/fp32 out/budget/int8 --device arm64:cortex-a53 --device arm64:cortex-a76 --processes 1 --latency-only \
+		--budget budgets.toml --overwrite -o out/budget/result.jsonl
+
+packages:  ## Debian's emulators, cross compiler, adb and browser: for `make field` and `make budget`
+	apt-get update -q
+	apt-get install -y -q --no-install-recommends $$(cat tests/field/packages.txt)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
