@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edgefuse import checkpoint as checkpoints
 from edgefuse import target as targets
 from edgefuse.ablation.plain import plain_entry
 from edgefuse.bench.contender import contender, noise
@@ -28,9 +27,9 @@ from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import Refused
 from edgefuse.fold import fold
 from edgefuse.lower import Chunks, program_of
-from edgefuse.model import Encoder, EncoderConfig, preset
+from edgefuse.model import EncoderConfig, preset
 from edgefuse.model.cost import cost
-from edgefuse.model.normalization import LayerNorm
+from edgefuse.new import untrained
 from edgefuse.quantize.observe import Range, observe
 from edgefuse.quantize.scheme import Clipping, Scheme
 from edgefuse.recognize import capacity
@@ -151,7 +150,7 @@ def compare(
 
 
 def _programs(size: str, precision: Precision | Scheme, seconds: Sequence[float], chunks: Sequence[Chunks]) -> dict[str, Program]:
-    layer_norm, unfolded = (_random(_config(size, norm)) for norm in ("layer", "batch"))
+    layer_norm, unfolded = (untrained(_config(size, norm)) for norm in ("layer", "batch"))
     folded = {LAYER_NORM: fold(layer_norm).checkpoint, FOLDED: fold(unfolded).checkpoint}
     programs = {kind: program_of(each, seconds, "fp32", chunks) for kind, each in folded.items()}
     if precision != "fp32":
@@ -189,17 +188,6 @@ def _require_honoured(target: Target, programs: Mapping[str, Program]) -> None:
 
 def _config(size: str, norm: Literal["batch", "layer"]) -> EncoderConfig:
     return preset(size, norm=norm, vocabulary_size=VOCABULARY)
-
-
-def _random(config: EncoderConfig) -> Checkpoint:
-    """Fresh weights, but the gains of layer norms as training leaves them: one that is 1 everywhere would not be computed."""
-    torch.manual_seed(0)
-    encoder = Encoder(config)
-    for each in encoder.modules():
-        if isinstance(each, LayerNorm):
-            torch.nn.init.uniform_(each.weight, 0.5, 1.5)
-    tokens = ["<blk>", *(f"<{i}>" for i in range(1, VOCABULARY))]
-    return checkpoints.of_encoder(encoder, torch.zeros(config.mel_bins), torch.ones(config.mel_bins), tokens)
 
 
 def _measure(

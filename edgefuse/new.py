@@ -1,0 +1,71 @@
+"""Untrained checkpoints: what a model costs depends on its sizes, and can be measured before anybody has trained it.
+
+Its gains are those of no fresh network: one that is 1 everywhere would not be computed. Its statistics are those of the speech
+that comes with edgefuse: with others, values would grow from layer to layer until no range of integers holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edgefuse import checkpoint as checkpoints
+from edgefuse import store
+from edgefuse.frontend.audio import read_audio
+from edgefuse.frontend.kaldi import kaldi_log_mel
+from edgefuse.frontend.log_mel import normalize
+from edgefuse.model import Encoder, EncoderConfig, preset
+from edgefuse.model.normalization import BatchNorm, LayerNorm
+from edgefuse.model.reestimate import reestimate
+from edgefuse.speech import read_speech, shipped
+from edgefuse.values import Checkpoint
+
+VOCABULARY = 512  # tokens, as the shipped models have them
+HEARD = 16  # utterances: about a minute
+
+
+def new(
+    size: str,
+    output: Path,
+    *,
+    norm: Literal["batch", "layer"] = "batch",
+    seed: int = 0,
+    vocabulary: int = VOCABULARY,
+    overwrite: bool = False,
+) -> Checkpoint:
+    """Write an untrained checkpoint of a preset; the same seed gives the same weights.
+
+    Raises:
+        BadConfig: there is no such preset.
+        OutputExists: something is there already.
+    """
+    whole = untrained(preset(size, norm=norm, vocabulary_size=vocabulary), seed, _some_speech())
+    store.write_checkpoint(output, whole, overwrite=overwrite)
+    return whole
+
+
+def untrained(config: EncoderConfig, seed: int = 0, speech: Sequence[Tensor] = ()) -> Checkpoint:
+    """Fresh weights with gains as training leaves them, and the statistics of some speech, if it is given: features (T, 80)."""
+    torch.manual_seed(seed)
+    encoder = Encoder(config).eval()
+    for each in encoder.modules():
+        if isinstance(each, LayerNorm | BatchNorm):
+            torch.nn.init.uniform_(each.weight, 0.5, 1.5)
+    mean, istd = torch.zeros(config.mel_bins), torch.ones(config.mel_bins)
+    if speech:
+        frames = torch.cat(list(speech))
+        mean, istd = frames.mean(dim=0), 1 / frames.std(dim=0)
+        reestimate(encoder, [(normalize(each, mean, istd)[None], torch.tensor([len(each)])) for each in speech])
+    tokens = ["<blk>", *(f"<{number}>" for number in range(1, config.vocabulary_size))]
+    return checkpoints.of_encoder(encoder, mean, istd, tokens)
+
+
+def _some_speech() -> list[Tensor]:
+    """Features of some of the shipped utterances, from the whole of the set."""
+    utterances = read_speech(shipped()).utterances
+    chosen = utterances[:: max(1, len(utterances) // HEARD)][:HEARD]
+    return [kaldi_log_mel(read_audio(each.path)) for each in chosen]
