@@ -33,20 +33,7 @@ REST = "not accounted for"  # of a call's time, by any operator
 MOST_OPERATORS = 40  # of one call, that are shown one by one
 UNIT = 1e6  # nanoseconds in a millisecond, and instructions in a million
 SUBJECT = ("model", "target", "precision", "entry")
-COMPARED = (
-    "device",
-    "clock",
-    "target",
-    "precision",
-    "entry",
-    "base",
-    "new",
-    "base, one call",
-    "new, one call",
-    "ratio",
-    "interval",
-    "",
-)
+COMPARED = ("device", "clock", "target", "precision", "entry", "base", "new", "base call", "new call", "ratio", "interval", "")
 CLOCK_NAMES: Mapping[Clock, str] = MappingProxyType(
     {"host": "Host wall time", "device": "Device wall time", "virtual": "Virtual time", "instructions": "Instructions"}
 )
@@ -84,6 +71,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a row that is longer or shorter than the others: its numbers would stand below other names."""
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"{self.title} has a row with another number of cells")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +147,14 @@ def compared_rows(compared: Sequence[Compared]) -> list[tuple[str, ...]]:
     return [
         (
             each.new.device.spec,
-            CLOCK_NAMES[each.new.device.clock].lower(),
+            each.new.device.clock,
             each.new.subject.target,
             each.new.subject.precision,
             each.new.subject.entry,
             each.base.subject.model,
             each.new.subject.model,
-            _one_call(each.base),
-            _one_call(each.new),
+            _short(one_call(each.base), each.base.device.clock),
+            _short(one_call(each.new), each.new.device.clock),
             *ratio_cells(each.ratio)[:2],
             each.ratio.word if each.ratio else "no number",
         )
@@ -187,6 +179,7 @@ def compared_table(title: str, compared: Sequence[Compared]) -> Table:
     )
     notes = (
         "The ratio is this one's time (or count) over that of what it is compared with: below 1 is less.",
+        "Of times it is the median over the processes, which took turns: not quite the ratio of the two calls beside it.",
         "The interval holds the true ratio in 99 of 100 cases; a counted ratio is exact and has none.",
         *_once(f"No ratio for {subject_of(each.new)}: {_why_no_ratio(each)}" for each in compared if each.ratio is None),
     )
@@ -216,8 +209,8 @@ def latency_table(place: Place) -> Table:
     common = [doubt for doubt in told[0] if len(told) > 1 and all(doubt in each for each in told)]
     return Table(
         "One call",
-        (*SUBJECT, "speech per call", *_latency_columns(place.clock)),
-        tuple((*_names(each), _audio(each), *_latency_cells(each)) for each in place.measurements),
+        (*SUBJECT, *_latency_columns(place.clock), "speech per call"),
+        tuple((*_names(each), *_latency_cells(each), _audio(each)) for each in place.measurements),
         (*(f"Doubt, of all of them: {doubt}" for doubt in common), *_latency_notes(place)),
         tuple(" ".join(doubt for doubt in each if doubt not in common) for each in told),
     )
@@ -357,11 +350,16 @@ def class_table(place: Place) -> Table:
 def trouble_table(results: Sequence[Result]) -> Table:
     """Devices that were not there, what cannot run, what failed, and what was wrong: each with its reason, and what to do."""
     rows = [
-        (each.spec, "", "everything that is not below", each.reason, each.hint) for result in results for each in result.absences
+        (each.spec, "", "everything that is not in this report", each.reason, each.hint)
+        for result in results
+        for each in result.absences
     ]
-    for result in results:
-        for each in result.measurements:
-            rows += [(each.device.spec, subject_of(each), *told) for told in _troubles(each)]
+    for place in (place for those in places(results).values() for place in those):
+        found: dict[tuple[str, str, str], list[str]] = {}
+        for each in place.measurements:
+            for told in _troubles(each):
+                found.setdefault(told, []).append(subject_of(each))
+        rows += [(place.spec, _which(names, len(place.measurements)), *told) for told, names in found.items()]
     return Table("What was not measured, or does not count", ("device", "artifact", "what", "reason", "what to do"), tuple(rows))
 
 
@@ -530,15 +528,7 @@ def _short_row(each: Measurement) -> tuple[str, ...]:
     if clock in ("host", "device"):
         cells.append(NONE if factor is None else figures(factor))
     memory = megabytes(each.memory.peak_bytes) if each.memory else NONE
-    return (
-        each.device.spec,
-        *_names(each),
-        *cells,
-        _short(_middle(each, _cold), clock),
-        memory,
-        snr(each),
-        str(len(doubts(each))),
-    )
+    return (each.device.spec, *_names(each), *cells, _short(_middle(each, _cold), clock), memory, *_quality(each))
 
 
 def _quality(each: Measurement) -> tuple[str, str, str]:
@@ -553,22 +543,21 @@ def _short(value: float | None, clock: Clock) -> str:
 def _latency_columns(clock: Clock) -> tuple[str, ...]:
     shown = unit(clock)
     if clock == "instructions":
-        return ("calls", "processes", f"on average, {shown}", f"least, {shown}", f"most, {shown}")
+        return (f"on average, {shown}", f"least, {shown}", f"most, {shown}", "calls", "processes")
     named = tuple(f"{name}, {shown}" for name in ("p50", "p90", "p99", "least", "most"))
-    return ("samples", "processes", *named, *(["RTF"] if clock in ("host", "device") else []))
+    return (*named, *(["RTF"] if clock in ("host", "device") else []), "samples", "processes")
 
 
 def _latency_cells(each: Measurement) -> tuple[str, ...]:
-    clock, summary = each.device.clock, summary_of(each)
+    clock, summary, factor = each.device.clock, summary_of(each), real_time_factor(each)
     if summary is None:
-        return ("0", "0", *[NONE] * (len(_latency_columns(clock)) - 2))
+        return (*[NONE] * (len(_latency_columns(clock)) - 2), "0", "0")
     if clock == "instructions":
-        counts, numbers = each.valid[0].calls, [one_call(each), summary.minimum, summary.maximum]
+        count, numbers = each.valid[0].calls, [one_call(each), summary.minimum, summary.maximum]
     else:
-        counts, numbers = summary.count, [summary.p50, summary.p90, summary.p99, summary.minimum, summary.maximum]
-    factor = real_time_factor(each)
-    cells = (str(counts), str(len(each.valid)), *(_scaled(value, clock) for value in numbers))
-    return (*cells, *([figures(factor)] if factor is not None else []))
+        count, numbers = summary.count, [summary.p50, summary.p90, summary.p99, summary.minimum, summary.maximum]
+    cells = [_scaled(value, clock) for value in numbers]
+    return (*cells, *([figures(factor)] if factor is not None else []), str(count), str(len(each.valid)))
 
 
 def _latency_notes(place: Place) -> Iterator[str]:
@@ -635,6 +624,11 @@ def _troubles(each: Measurement) -> Iterator[tuple[str, str, str]]:
         yield (f"{_processes(count)} failed" if want == "latency" else f"no {WANTED[want]}"), reason, hint
     for void, count in Counter(visit.void for visit in each.visits if visit.void).items():
         yield f"{_processes(count)} did not count", void, "See which layers differ with: edgefuse verify BUNDLE"
+
+
+def _which(names: Sequence[str], every: int) -> str:
+    """Artifacts that share a trouble."""
+    return f"all {every}" if len(names) == every > 1 else "; ".join(names)
 
 
 def _processes(count: int) -> str:
