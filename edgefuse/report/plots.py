@@ -69,8 +69,8 @@ def strips(those: Sequence[Strip], unit: str, title: str) -> str:
     """Histograms of all calls, each above the medians of its processes, on one axis."""
     ordered = [sorted(each.values) for each in those]
     smallest = min(values[0] for values in ordered)
-    usual = [values[math.ceil(0.99 * len(values)) - 1] for values in ordered]  # beyond them there is only what the system did
-    largest = max([*usual, *(median for each in those for median in each.medians)])
+    usual = [1.15 * values[math.ceil(0.9 * len(values)) - 1] for values in ordered]  # far beyond it a system did something else
+    largest = max([*usual, *(median for each in those for median in each.medians)]) or 1.0
     low = 0.0 if smallest < 0.5 * largest else smallest - 0.05 * (largest - smallest or largest)
     axis = _Axis(low, largest + 0.02 * (largest - low))
     return _rows([_strip(each, axis) for each in those], axis, unit, title)
