@@ -201,7 +201,7 @@ def android_facts(told: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
     """The record of an Android device, by `getprop` and by what Linux tells."""
     known, linux = properties(told.get("properties", ())), facts_in(told)
     asked = {ours: next((known[each] for each in theirs if known.get(each)), NOT_TOLD) for ours, theirs in PROPERTIES.items()}
-    cores = {"cores": linux["chip"], "memory": linux["memory"], "kernel": linux["kernel"]}
+    cores = {"cores": linux["chip"], **{name: linux[name] for name in ("memory", "kernel", "runtimes")}}
     system = {} if asked["Android"] != NOT_TOLD else {"system": linux["system"]}
     return {**asked, **cores, **system, "run as": HOW}
 

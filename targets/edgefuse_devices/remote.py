@@ -173,9 +173,12 @@ class Remote:
         """There is a runner for it, or there is none."""
         if artifact.target in toolbox.RUNTIMES:
             return None
-        return (
-            f"no runner for {artifact.target} runs on arm64 Linux or Android: there is one for {' and '.join(toolbox.RUNTIMES)}"
+        told = (
+            "Core ML artifacts run on Apple devices only"
+            if artifact.target == "coreml"
+            else f"there is no runner for {artifact.target}"
         )
+        return f"{told}; 64-bit ARM runs {' and '.join(toolbox.RUNTIMES)}"
 
     def conditions(self) -> Mapping[str, str]:
         """Load, temperature, governor, frequency, and what else its kind tells; nothing of an emulator, which has none."""
@@ -187,6 +190,8 @@ class Remote:
         """Run a job in a fresh process; see `edgefuse.device.Connection`."""
         if job.want == "profile":
             raise UsageError(f"{self.info.spec} cannot tell where the time of a call goes.", hint="Profile on: --device host")
+        if self.exact and job.routine.threads != 1:
+            raise UsageError(f"{self.info.spec} has one core: several threads tell nothing.", hint="Use --threads 1")
         bound = self._bound(job.routine.cores)
         target = job.artifact.target
         runner = self._once(f"runner-{target}", lambda: toolbox.payload(target))
@@ -334,6 +339,7 @@ def facts_in(told: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
         "memory": memory_in(told.get("memory", ())),
         "system": system_in(told.get("system", ())),
         "kernel": _first(told, "kernel"),
+        "runtimes": ", ".join(runtime.name for runtime in toolbox.RUNTIMES.values()),
     }
 
 

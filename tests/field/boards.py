@@ -115,3 +115,11 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind((board.LOOPBACK, 0))
         return int(listener.getsockname()[1])
+
+
+def endless(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A runner that is small, quickly there, and never ends by itself."""
+    script = folder / "endless.sh"
+    script.write_text("while :; do sleep 1; done\n", encoding="ascii")
+    patch.setattr(toolbox, "payload", lambda _: {"endless.sh": script})
+    patch.setattr(toolbox, "command", lambda plan, at: ("sh", f"{at}/endless.sh", plan))

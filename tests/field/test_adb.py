@@ -16,7 +16,20 @@ from edgefuse.device import connect
 from edgefuse.errors import DeviceGone, RunFailed, UnknownDevice
 from edgefuse.measurement import DeviceTime, Job
 from edgefuse_devices import adb, board, remote, toolbox
-from tests.field.boards import LEAST_DB, LONG, TARGETS, bundle_of, free_port, job_of, meanwhile, set_up, snr_db, told, unplug
+from tests.field.boards import (
+    LEAST_DB,
+    LONG,
+    TARGETS,
+    bundle_of,
+    endless,
+    free_port,
+    job_of,
+    meanwhile,
+    set_up,
+    snr_db,
+    told,
+    unplug,
+)
 
 pytestmark = pytest.mark.field
 
@@ -135,10 +148,7 @@ def test_a_disk_that_is_full_is_told_and_emptied(
 def test_nothing_is_left_on_the_device_when_the_connection_ends(
     serial: str, int8: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    endless = tmp_path / "endless.sh"
-    endless.write_text("while :; do sleep 1; done\n", encoding="ascii")
-    monkeypatch.setattr(toolbox, "payload", lambda _: {"endless.sh": endless})
-    monkeypatch.setattr(toolbox, "command", lambda plan, at: ("sh", f"{at}/endless.sh", plan))
+    endless(monkeypatch, tmp_path)
     with adb.connect(serial) as connection:
         home, far = connection.home, connection.far
         with pytest.raises(RunFailed, match="took longer than 2 s"):
@@ -156,10 +166,12 @@ def test_a_serial_number_that_is_not_attached_is_unknown(serial: str) -> None:
 
 
 @pytest.mark.parametrize("accident", ["push", "run"])
-def test_a_device_that_is_unplugged_is_gone(accident: str, int8: Bundle) -> None:
+def test_a_device_that_is_unplugged_is_gone(accident: str, int8: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with board.booted(exact=False, cores=2) as booted:
         serial = f"{board.LOOPBACK}:{booted.adb_port}"
         told([ADB, "connect", serial])
+        if accident == "run":
+            endless(monkeypatch, tmp_path)
         with pytest.raises(DeviceGone, match="does not answer any more"), connect(f"adb:{serial}") as connection:
             run_until(connection, job_of(int8, "executorch", LONG), accident, booted)
     told([ADB, "disconnect", serial])

@@ -16,7 +16,7 @@ from edgefuse.device import connect
 from edgefuse.errors import DeviceGone, DeviceRefused, RunFailed, UnknownDevice, UsageError
 from edgefuse.measurement import DeviceTime, Job
 from edgefuse_devices import board, remote, ssh, toolbox
-from tests.field.boards import LEAST_DB, LONG, TARGETS, bundle_of, job_of, meanwhile, set_up, snr_db, unplug
+from tests.field.boards import LEAST_DB, LONG, TARGETS, bundle_of, endless, job_of, meanwhile, set_up, snr_db, unplug
 
 pytestmark = pytest.mark.field
 
@@ -157,10 +157,7 @@ def test_an_artifact_that_is_cut_short_is_a_failure_in_the_runners_words(
 def test_nothing_is_left_on_the_board_whatever_ended_the_connection(
     config: Path, int8: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    endless = tmp_path / "endless.sh"
-    endless.write_text("while :; do sleep 1; done\n", encoding="ascii")
-    monkeypatch.setattr(toolbox, "payload", lambda _: {"endless.sh": endless})
-    monkeypatch.setattr(toolbox, "command", lambda plan, at: ("sh", f"{at}/endless.sh"))  # noqa: ARG005 - as it is called
+    endless(monkeypatch, tmp_path)
     homes: list[str] = []
     with pytest.raises(KeyboardInterrupt), connect(ANOTHER) as connection:
         interrupt(connection, job_of(int8, "executorch", LONG), homes)
@@ -233,6 +230,8 @@ def test_what_is_no_host_is_no_option_either(which: str) -> None:
 def test_a_board_that_loses_power_is_gone(accident: str, int8: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with a_board(tmp_path) as (booted, config):
         monkeypatch.setenv(ssh.CONFIG, str(config))
+        if accident == "run":
+            endless(monkeypatch, tmp_path)
         with pytest.raises(DeviceGone, match="does not answer any more"), connect(ANOTHER) as connection:
             run_until(connection, job_of(int8, "executorch", LONG), accident, booted)
 
