@@ -74,7 +74,7 @@ def compare(base: Measurement, new: Measurement, *, in_turns: bool) -> Compared:
     """
     if (base.device.spec, base.device.clock) != (new.device.spec, new.device.clock):
         raise ValueError(f"{base.device.spec} and {new.device.spec} have nothing in common")
-    if not base.valid or not new.valid:
+    if not all(each.valid and min(map(typical, each.valid)) for each in (base, new)):  # a coarse clock may see nothing
         return Compared(base, new, None)
     if isinstance(base.valid[0].samples, Instructions):
         return Compared(base, new, _counted(base.valid[0], new.valid[0]))

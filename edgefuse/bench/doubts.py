@@ -7,13 +7,14 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgefuse.bench.summary import summary_of, typical
+from edgefuse.bench.summary import PER_PERCENTILE, summary_of, typical
 from edgefuse.measurement import NOT_TOLD, Measurement
 
 if TYPE_CHECKING:
     from edgefuse.measurement import Visit
 
-FEWEST = 30  # samples; below this a p90 rests on three of them
+FEWEST = 10 * PER_PERCENTILE  # samples that a p90 needs
+THIRDS = 30  # samples of a process; below this a third of them says nothing of drift
 FEWEST_PROCESSES = 8  # below this no interval of 99 % exists
 DRIFT = 0.05  # last third of a process against its first third, median over the processes
 SPREAD = 0.10  # of the processes' medians, largest against smallest
@@ -33,8 +34,8 @@ def _doubts(measurement: Measurement) -> Iterator[str]:
         yield f"{void} of {len(measurement.visits)} processes do not count: {_first(measurement)}"
     if summary is None:
         return
-    if measurement.device.clock in ("instructions", "virtual"):
-        yield from _exact(measurement)
+    if measurement.device.clock == "instructions":
+        yield from _counted(measurement)
         return
     if summary.count < FEWEST:
         yield f"Too few samples: {summary.count}; a p90 needs {FEWEST}."
@@ -47,9 +48,9 @@ def _doubts(measurement: Measurement) -> Iterator[str]:
     yield from _conditions(visits)
 
 
-def _exact(measurement: Measurement) -> Iterator[str]:
+def _counted(measurement: Measurement) -> Iterator[str]:
     passes = {visit.samples.values for visit in measurement.valid}
-    if measurement.device.clock == "instructions" and len(passes) > 1:
+    if len(passes) > 1:
         yield f"The counts differ: {len(passes)} different ones in {len(measurement.valid)} processes."
 
 
@@ -59,7 +60,7 @@ def _first(measurement: Measurement) -> str:
 
 def _drift(visits: tuple[Visit, ...]) -> Iterator[str]:
     """The last third of each process against its first."""
-    changes = [drift(visit) for visit in visits if len(visit.samples.values) >= FEWEST]
+    changes = [drift(visit) for visit in visits if len(visit.samples.values) >= THIRDS]
     change = statistics.median(changes) if changes else 0.0
     if abs(change) > DRIFT:
         how = "slower" if change > 0 else "faster"

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from edgefuse.values import Artifact, Mode
 
 Tell = Callable[[str], AbstractContextManager[object]]
-EXACT = ("instructions", "virtual")  # clocks that need hardly any repetition, of devices on which a call takes seconds
-EXACT_PROCESSES = 3  # to see that they give the same number each time
+EMULATED = ("instructions", "virtual")  # clocks of devices on which a call takes seconds
+COUNTED_PROCESSES = 3  # of instructions: to see that each gives the same number
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Candidate:
 
     def feed(self, clock: Clock) -> tuple[Call, ...]:
         """What it is fed with."""
-        return feed_of(self.artifact, self.entry, self.goldens, few=clock in EXACT)
+        return feed_of(self.artifact, self.entry, self.goldens, few=clock in EMULATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ def _one(connection: Connection, turn: Turn, routine: Routine, writer: Writer, t
 
 
 def _rounds(info: DeviceInfo, routine: Routine) -> int:
-    return min(routine.processes, EXACT_PROCESSES) if info.clock in EXACT else routine.processes
+    return min(routine.processes, COUNTED_PROCESSES) if info.clock == "instructions" else routine.processes
 
 
 def _line(candidate: Candidate, run: Run, job: Job, round_: int, conditions: Mapping[str, tuple[str, str]]) -> dict[str, Any]:

@@ -105,6 +105,11 @@ def test_a_number_whose_answers_were_wrong_is_not_compared():
     assert compare(void, a_measurement(noisy(2)), in_turns=True).ratio is None
 
 
+def test_what_a_coarse_clock_has_not_seen_is_not_divided_by():
+    nothing = a_measurement([[0, 0, 0]] * 12)
+    assert compare(nothing, nothing, in_turns=True).ratio is compare(nothing, a_measurement(noisy(1)), in_turns=False).ratio is None
+
+
 @pytest.mark.parametrize("clocks", [*itertools.permutations([HostTime, DeviceTime, VirtualTime, Instructions], 2)])
 def test_two_clocks_do_not_divide(clocks):
     one, other = (clock((1, 2, 3)) for clock in clocks)
