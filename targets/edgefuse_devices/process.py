@@ -104,7 +104,7 @@ def running(
     Raises:
         RunFailed: it could not be started.
     """
-    with _orderly_end():
+    with _orderly_end() as signals:
         try:
             child = subprocess.Popen(  # noqa: S603 - an argument list; no shell reads it
                 [str(each) for each in argv],
@@ -116,12 +116,13 @@ def running(
                 start_new_session=True,
             )
         except OSError as error:
-            raise RunFailed(
-                f"{Path(argv[0]).name} could not be started: {error.strerror}.", hint=f"Is {argv[0]} there?"
-            ) from error
+            name = Path(argv[0]).name
+            raise RunFailed(f"{name} could not be started: {error.strerror}.", hint=f"Is {argv[0]} there?") from error
         try:
+            signals.act()
             yield child
         finally:
+            signals.wait()
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -195,25 +196,53 @@ def _listen(child: subprocess.Popen[bytes], limit_s: float) -> tuple[tuple[bytes
     return (bytes(heard[child.stdout]), bytes(heard[child.stderr])), why
 
 
+class _Signals:
+    """Signals that end us; while a child is born or buried they wait, since nobody else would end it then."""
+
+    def __init__(self) -> None:
+        self._waiting = True
+        self._come: int | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's arguments
+        self._come = number
+        if not self._waiting:
+            self.act()
+
+    def wait(self) -> None:
+        self._waiting = True
+
+    def act(self) -> None:
+        """Unwind the stack, if a signal has come; from now on, as soon as one comes."""
+        self._waiting = False
+        number, self._come = self._come, None
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number:
+            raise SystemExit(SHELL_SIGNAL + number)
+
+
 @contextmanager
-def _orderly_end() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that no child outlives us."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
-        return
-    replaced = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    replaced = {number: handler for number, handler in replaced.items() if handler is signal.SIG_DFL}
-    for number in replaced:
-        signal.signal(number, _leave)
+def _orderly_end() -> Iterator[_Signals]:
+    """Within the block SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that no child outlives us.
+
+    A signal with which somebody else does something is left to him.
+    """
+    signals = _Signals()
+    replaced = {}
+    if threading.current_thread() is threading.main_thread():  # only this one may say what a signal does
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            handler = signal.getsignal(number)
+            if handler in {signal.SIG_DFL, signal.default_int_handler} or isinstance(
+                getattr(handler, "__self__", None), _Signals
+            ):
+                replaced[number] = handler
+                signal.signal(number, signals.handle)
     try:
-        yield
+        yield signals
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's arguments
-    raise SystemExit(SHELL_SIGNAL + number)
+    signals.act()  # what came while the child was buried
 
 
 def _signal(number: int) -> str:

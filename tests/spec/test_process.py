@@ -120,3 +120,23 @@ def test_a_child_does_not_outlive_us(tmp_path: Path, number: signal.Signals) -> 
         os.kill(us.pid, number)
         assert us.wait(60) != 0
     assert comes_true(lambda: gone(tmp_path / "number"))
+
+
+@pytest.mark.parametrize(
+    ("number", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_child_that_is_being_born_when_we_are_ended_does_not_outlive_us(
+    number: signal.Signals, ending: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    born: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def interrupted(*args: object, **options: object) -> subprocess.Popen[bytes]:
+        born.append(popen(*args, **options))
+        os.kill(os.getpid(), number)
+        return born[0]
+
+    monkeypatch.setattr(process.subprocess, "Popen", interrupted)
+    with pytest.raises(ending):
+        run(["sleep", str(MINUTES)], limit_s=MINUTES)
+    assert born[0].returncode == -signal.SIGKILL
