@@ -38,6 +38,7 @@ BOOT_S = 180  # on two busy cores it takes ten
 LOOK_S = 0.2
 GREETING_S = 5
 TAIL = 300  # characters of the serial console that an error quotes
+PANIC = "Kernel panic - not syncing: "  # what Linux says before the trace that nobody wants to read
 TAKEN = "Could not set up host forwarding rule"
 ATTEMPTS = 5  # another process may take a free port before QEMU does
 
@@ -194,5 +195,7 @@ def _text(path: Path) -> str:
 
 
 def _boot_failure(complaints: str, console: str) -> str:
-    said = " ".join((complaints.strip() or console).split())[-TAIL:]
-    return f"The emulated board did not boot{f'; it said last: {said}' if said else ', and said nothing'}."
+    panics = [line for line in console.splitlines() if PANIC in line]
+    said = complaints.strip() or (panics[0].partition(PANIC)[2] if panics else console)
+    said = " ".join(said.split())[-TAIL:]
+    return f"The emulated board did not boot{f'; it said: {said}' if said else ', and said nothing'}."
