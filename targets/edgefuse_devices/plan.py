@@ -19,6 +19,9 @@ says, writes `answers.bin`, and ends its stdout with one line of JSON.
     threads 1
     pace_ns 0                           of speech between the beginnings of two calls; 0 is full speed
 
+Of `measure`, most nanoseconds 0 are no cap, and one pass through the feed is always completed, even beyond a cap. The pace holds
+while it warms up, too. `peak_bytes` is taken before the artifact is loaded a second time.
+
 `feed.bin` has float32, little-endian: call after call its fed inputs in their order; where an utterance begins all inputs.
 After the warm-up the feed begins again at call 0; after its last call it begins again, too. What is timed is the call alone.
 
@@ -187,7 +190,7 @@ def garbage(stdout: str) -> RunFailed:
     told = " ".join(stdout.split())[-120:]
     return RunFailed(
         f"The runner did not say what a runner says{f', but: {told}' if told else '; it said nothing'}.",
-        hint="Run it once more with -v; if it goes on, set the device up again: edgefuse devices setup NAME",
+        hint="Run it once more with -v; if it goes on, set it up again: edgefuse devices setup arm64",
     )
 
 
