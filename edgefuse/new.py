@@ -25,7 +25,7 @@ from edgefuse.speech import read_speech, shipped
 from edgefuse.values import Checkpoint
 
 VOCABULARY = 512  # tokens, as the shipped models have them
-HEARD = 16  # utterances: about a minute
+HEARD = 8  # utterances: half a minute
 
 
 def new(

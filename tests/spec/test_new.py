@@ -35,8 +35,8 @@ def test_no_gain_is_one(norm: str) -> None:
 def test_statistics_are_those_of_the_speech() -> None:
     speech = [torch.randn(200, 80, generator=torch.Generator().manual_seed(seed)) * 3 + 8 for seed in range(2)]
     whole = untrained(a_config(), speech=speech)
-    assert torch.allclose(whole.mean, torch.full((80,), 8.0), atol=1)
-    assert torch.allclose(whole.istd, torch.full((80,), 1 / 3), atol=0.1)
+    assert torch.allclose(whole.frontend_mean, torch.full((80,), 8.0), atol=1)
+    assert torch.allclose(whole.frontend_istd, torch.full((80,), 1 / 3), atol=0.1)
     means = [value for name, value in whole.weights.items() if name.endswith("running_mean")]
     assert means
     assert not any((mean == 0).all() for mean in means)
