@@ -4,7 +4,8 @@ PIP_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 MODELS := demo_app/shared/models
-BUDGETED := --target executorch --target tflite --seconds 5.12 --chunk-ms 640
+BUNDLES := out/bundles
+SHAPES := --target executorch --target tflite --seconds 5.12 --chunk-ms 640
 
 .PHONY: demo test lint bench field budget packages clean
 
@@ -12,7 +13,7 @@ demo: $(INSTALLED)  ## export the shipped model to all three targets, verify and
 	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny --all --baseline $(MODELS)/conformer-tiny --overwrite -o out/fusionformer-tiny
 
 test: lint  ## what CI runs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -23,15 +24,19 @@ bench: $(INSTALLED)  ## the latency ratios of the architecture in README.md
 	$(BIN)/edgefuse ablation --preset small --seconds 5.12 --chunk-ms 640 --target executorch --target tflite
 	$(BIN)/edgefuse ablation --preset base --precision int8 --seconds 5.12 --target executorch --target tflite
 
-field: $(INSTALLED)  ## tests with emulators, boards and a browser; they need `make packages`, and say so where something is missing
-	$(BIN)/python -m pytest -m field tests/field
+field: $(BUNDLES)/.made  ## tests with emulators, boards and a browser; they need `make packages`, and say so where something is missing
+	EDGEFUSE_BUNDLES=$(BUNDLES) $(BIN)/python -m pytest -m field tests/field
 
-budget: $(INSTALLED)  ## the exact instruction counts of the shipped model, held against budgets.toml
+budget: $(BUNDLES)/.made  ## the exact instruction counts of the shipped model, held against budgets.toml
 	$(BIN)/edgefuse devices setup arm64
-	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny $(BUDGETED) --overwrite -o out/budget/fp32
-	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny $(BUDGETED) --precision int8 --calibration demo_app/shared/calibration --overwrite -o out/budget/int8
-	$(BIN)/edgefuse bench out/budget/fp32 out/budget/int8 --device arm64:cortex-a53 --device arm64:cortex-a76 --processes 1 --latency-only \
-		--budget budgets.toml --overwrite -o out/budget/result.jsonl
+	$(BIN)/edgefuse bench $(BUNDLES)/fusionformer-tiny $(BUNDLES)/fusionformer-tiny-int8 --device arm64:cortex-a53 --device arm64:cortex-a76 \
+		--processes 1 --latency-only --budget budgets.toml --overwrite -o out/budget.jsonl
+
+$(BUNDLES)/.made: $(INSTALLED)
+	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny $(SHAPES) --overwrite -o $(BUNDLES)/fusionformer-tiny
+	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny $(SHAPES) --precision int8 --calibration demo_app/shared/calibration \
+		--overwrite -o $(BUNDLES)/fusionformer-tiny-int8
+	touch $@
 
 packages:  ## Debian's emulators, cross compiler, adb and browser: for `make field` and `make budget`
 	apt-get update -q

@@ -290,6 +290,7 @@ class Visit:
         unsteady: see `Run`.
         classes: see `Run`.
         conditions: what the device said of its state before and after: temperature, governor, load.
+        told: see `Run`.
         void: why the number does not count, in words; "" where it does.
     """
 
@@ -307,6 +308,7 @@ class Visit:
     unsteady: int
     classes: Mapping[str, int] = field(default_factory=dict)
     conditions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict)
     void: str = ""
 
 

@@ -20,6 +20,7 @@ DRIFT = 0.05  # last third of a process against its first third, median over the
 SPREAD = 0.10  # of the processes' medians, largest against smallest
 BUSY = 1.0  # load beyond what we cause ourselves
 HOTTER_C = 10.0
+FROM_DISK = "from the disk"  # what a runner tells of a cold load that was one
 
 
 def doubts(measurement: Measurement) -> tuple[str, ...]:
@@ -43,6 +44,8 @@ def _doubts(measurement: Measurement) -> Iterator[str]:
         yield f"Only {len(visits)} processes: too few for an interval of 99 %."
     if any(visit.capped for visit in visits):
         yield "A cap ended a process before its count and duration were reached."
+    if warm := {visit.told["cold load"] for visit in visits if "cold load" in visit.told} - {FROM_DISK}:
+        yield f"A cold load was not cold: it was {', '.join(sorted(warm))}."
     yield from _drift(visits)
     yield from _spread(visits)
     yield from _conditions(visits)

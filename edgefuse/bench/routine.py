@@ -114,10 +114,10 @@ def require_whole(result: Result) -> None:
             reasons.append(next(iter(there[0].refusals.values()), f"Nothing was measured on {spec}."))
     if reasons:
         more = f" And {len(reasons) - 1} more." if len(reasons) > 1 else ""
-        hints = [*(each.hint for each in result.absences), *(each.hint for each in failures)]
+        first = next(filter(None, [*(each.hint for each in result.absences), *(each.hint for each in failures)]), "")
         raise BenchFailed(
             f"Not everything could be measured: {reasons[0]}{more}",
-            hint=f"{next(filter(None, hints), 'The table says what failed.')} What was measured is kept; go on with: --resume",
+            hint="; ".join(filter(None, [first.rstrip("."), "what was measured is kept, and --resume goes on from there"])),
         )
 
 
@@ -282,5 +282,6 @@ def _visit(candidate: Candidate, run: Run, job: Job, round_: int, conditions: Ma
         unsteady=run.unsteady,
         classes=run.classes,
         conditions=conditions,
+        told=run.told,
         void=void,
     )

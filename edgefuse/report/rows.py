@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from edgefuse.ablation import Comparison, Row
     from edgefuse.bundle import Bundle, Export
+    from edgefuse.device import Device
     from edgefuse.evaluate import Evaluation
     from edgefuse.explore import Costs
     from edgefuse.fold import Exactness
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
     from edgefuse.search import Found
-    from edgefuse.device import Device
     from edgefuse.target import Target
     from edgefuse.train.loop import Trained
     from edgefuse.values import Check, FoldedModel

@@ -165,7 +165,8 @@ def _with_profile(run: Run, folder: Path, stdout: str) -> Run:
 
 
 def _info() -> DeviceInfo:
-    return DeviceInfo(NAME, "this host", "host", _facts())
+    facts = _facts()
+    return DeviceInfo(NAME, f"this host, {facts['chip']}", "host", facts)
 
 
 def _facts() -> Mapping[str, str]:

@@ -4,7 +4,7 @@ Bundles are taken from the folder that EDGEFUSE_BUNDLES names, or exported once,
 """
 
 import dataclasses
-import os
+import functools
 import secrets
 import threading
 import time
@@ -15,27 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgefuse import pipeline
 from edgefuse.bench.feed import feed_of, judged
 from edgefuse.bundle import Bundle
 from edgefuse.errors import RunFailed, SetupFailed
-from edgefuse.lower import Chunks
 from edgefuse.measurement import QUICK, DeviceTime, Job, Routine, Run, Want
-from edgefuse.quantize.scheme import SCHEMES
-from edgefuse.store import read_bundle
 from edgefuse.values import Artifact
 from edgefuse_devices import browser
-from edgefuse_targets import tflite
+from tests.field.boards import LEAST_DB, bundle_of
 
 pytestmark = pytest.mark.field
 
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "demo_app" / "shared" / "models" / "fusionformer-tiny"
-CALIBRATION = ROOT / "demo_app" / "shared" / "calibration"
 MARK = "EDGEFUSE_TEST"
 LOADED_BYTES = 200 << 20  # a page with a model is larger
 OFFLINE, STREAM = "offline_5120ms", "stream_640ms"
-LEAST_DB = {"fp32": 90.0, "int8": 20.0}
 WHICH = {"": 1, "threads": 2}
 ENDLESS = dataclasses.replace(QUICK, duration_ms=120_000, most_ms=240_000, most_calls=10**6)
 
@@ -54,26 +46,7 @@ def a_browser() -> None:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     """The bundle of a precision."""
-    known: dict[str, Bundle] = {}
-
-    def bundle(precision: str) -> Bundle:
-        if precision not in known:
-            known[precision] = _bundle(precision, tmp_path_factory)
-        return known[precision]
-
-    return bundle
-
-
-def _bundle(precision: str, folders: pytest.TempPathFactory) -> Bundle:
-    name = MODEL.name if precision == "fp32" else f"{MODEL.name}-{precision}"
-    if folder := os.environ.get("EDGEFUSE_BUNDLES"):
-        return read_bundle(Path(folder) / name)
-    if lacking := tflite.missing():
-        pytest.skip(f"{', '.join(lacking)} is missing: python -m pip install 'edgefuse[tflite]'")
-    order = pipeline.Order(
-        ("tflite",), SCHEMES.get(precision, "fp32"), seconds=(5.12,), chunks=(Chunks(640),), calibration=CALIBRATION
-    )
-    return pipeline.export(MODEL, folders.mktemp("bundle") / name, order).bundle
+    return functools.cache(lambda precision: bundle_of(precision, tmp_path_factory))
 
 
 @pytest.fixture(scope="module")

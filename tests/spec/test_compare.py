@@ -107,7 +107,9 @@ def test_a_number_whose_answers_were_wrong_is_not_compared():
 
 def test_what_a_coarse_clock_has_not_seen_is_not_divided_by():
     nothing = a_measurement([[0, 0, 0]] * 12)
-    assert compare(nothing, nothing, in_turns=True).ratio is compare(nothing, a_measurement(noisy(1)), in_turns=False).ratio is None
+    assert (
+        compare(nothing, nothing, in_turns=True).ratio is compare(nothing, a_measurement(noisy(1)), in_turns=False).ratio is None
+    )
 
 
 @pytest.mark.parametrize("clocks", [*itertools.permutations([HostTime, DeviceTime, VirtualTime, Instructions], 2)])
@@ -152,6 +154,7 @@ def test_a_percentile_that_too_few_samples_support_is_not_told():
         ([[100] * 40] * 10, {"conditions": {"temperature": ("40.0 C", "61.0 C")}}, "It became hotter"),
         ([[100] * 40] * 10, {"conditions": {"thermal status": ("none", "severe")}}, "It throttles: thermal status is severe"),
         ([[100] * 40] * 10, {"conditions": {"governor": ("powersave", "powersave")}}, "not performance"),
+        ([[100] * 40] * 10, {"told": {"cold load": "from the memory"}}, "A cold load was not cold: it was from the memory"),
         ([[100] * 40] * 10, {"void": "Its answers are wrong."}, "10 of 10 processes do not count"),
     ],
 )
