@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -129,7 +129,9 @@ def connect(spec: str) -> Iterator[Connection]:
             hint=f"Mend it with: {'; '.join(dict.fromkeys(lack.mend for lack in lacking))}",
         )
     with _alone(spec), device.connect(which) as connection:
-        yield connection
+        own = connection.info.spec  # of what was asked for as "adb" the lock is that of "adb:SERIAL", too
+        with nullcontext() if own == spec else _alone(own):
+            yield connection
 
 
 def cache() -> Path:

@@ -10,16 +10,18 @@ The lines have a `kind`: `begin` (schema, tools, routine, what was asked for), `
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from edgefuse.atomic import failures_in_words
-from edgefuse.errors import ChangedResult, MissingFile, NotAResult, OutputExists, UsageError
+from edgefuse.errors import ChangedResult, MissingFile, NotAResult, NotWritable, OutputExists, UsageError
 from edgefuse.measurement import (
     TYPES,
     WANTS,
@@ -76,6 +78,7 @@ class Result:
         measurements: one per device and subject, in the order in which they were begun.
         absences: devices that were not there, or went away before everything was done.
         ended: whether it came to its end; otherwise it was interrupted.
+        devices: those that answered, by the specification that was asked for, which may be shorter than their own.
     """
 
     path: Path
@@ -85,6 +88,7 @@ class Result:
     measurements: tuple[Measurement, ...]
     absences: tuple[Absence, ...]
     ended: bool
+    devices: Mapping[str, DeviceInfo] = field(default_factory=dict)
 
 
 def key_of(subject: Subject) -> str:
@@ -143,6 +147,7 @@ def begin_result(path: Path, order: Order, tools: Mapping[str, str], *, resume: 
         MissingFile: there is nothing to resume.
         UsageError: what is resumed was asked for otherwise.
         NotAResult, ChangedResult: what is resumed or replaced is no result, or was edited; it stays as it is.
+        NotWritable: the disk does not let us write, or another benchmark writes there at this moment.
     """
     if resume:
         return _resume(path, order)
@@ -152,13 +157,17 @@ def begin_result(path: Path, order: Order, tools: Mapping[str, str], *, resume: 
                 f"{path} exists already.", hint="Go on with it: --resume; replace it: --overwrite; or choose another -o."
             )
         _require_ours(path)
+        with path.open("rb") as before:
+            _alone(before, path)
     with failures_in_words(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.draft")
         line, digest = _sealed({"kind": "begin", "schema": SCHEMA, "tools": dict(tools), "order": _order_json(order)}, "")
         draft.write_bytes(line)
         draft.replace(path)
-        return Writer(path, None, digest, path.open("ab"))
+        stream = path.open("ab")
+        _alone(stream, path)
+        return Writer(path, None, digest, stream)
 
 
 def visit_json(visit: Visit) -> dict[str, Any]:
@@ -168,18 +177,37 @@ def visit_json(visit: Visit) -> dict[str, Any]:
 
 
 def _resume(path: Path, order: Order) -> Writer:
-    lines, digest, rest = _lines(path)
-    result = _result(path, lines, digest)
-    if result.order != order:
-        raise UsageError(
-            f"{path} was asked for {_difference(result.order, order)}.",
-            hint="Give the same bundles, devices and options, or choose another -o.",
-        )
-    with failures_in_words(path):
-        stream = path.open("r+b")
+    _require_file(path)
+    with failures_in_words(path), ExitStack() as held:
+        stream = held.enter_context(path.open("r+b"))
+        _alone(stream, path)
+        lines, digest, rest = _lines(path)
+        result = _result(path, lines, digest)
+        if result.order != order:
+            raise UsageError(
+                f"{path} was asked for {_difference(result.order, order)}.",
+                hint="Give the same bundles, devices and options, or choose another -o.",
+            )
         stream.seek(-len(rest) if rest else 0, os.SEEK_END)
         stream.truncate()
+        held.pop_all()
     return Writer(path, result, digest, stream)  # type: ignore[arg-type]  # a BufferedRandom writes as well
+
+
+def _alone(stream: IO[bytes], path: Path) -> None:
+    """Nobody else writes there while the stream is open: two would break each other's seals.
+
+    Raises:
+        NotWritable: somebody does.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise NotWritable(
+            f"Another benchmark is writing {path}.", hint="Wait until it has ended, or choose another -o."
+        ) from error
+    except OSError:
+        return  # a filesystem without locks cannot tell
 
 
 def _difference(before: Order, now: Order) -> str:
@@ -209,10 +237,7 @@ def _require_ours(path: Path) -> None:
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], str, bytes]:
     """The sealed lines, the last seal, and what stands behind them without an end."""
-    if not path.exists():
-        raise MissingFile(f"There is no result at {path}.", hint=MEASURE)
-    if not path.is_file():
-        raise NotAResult(f"{path} is no result of edgefuse bench.", hint=MEASURE)
+    _require_file(path)
     *whole, rest = path.read_bytes().split(b"\n")
     lines: list[dict[str, Any]] = []
     digest = ""
@@ -234,6 +259,13 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], str, bytes]:
             hint="Read it with the edgefuse that wrote it, or measure again.",
         )
     return lines, digest, rest
+
+
+def _require_file(path: Path) -> None:
+    if not path.exists():
+        raise MissingFile(f"There is no result at {path}.", hint=MEASURE)
+    if not path.is_file():
+        raise NotAResult(f"{path} is no result of edgefuse bench.", hint=MEASURE)
 
 
 def _not_ours(path: Path, number: int, *, like_one: bool = False) -> NotAResult | ChangedResult:
@@ -259,8 +291,9 @@ def _result(path: Path, lines: Sequence[Mapping[str, Any]], digest: str) -> Resu
         told = lines[0]["order"]
         order = Order(tuple(told["devices"]), tuple(told["subjects"]), _routine(told["routine"]), tuple(told["wants"]))
         measurements, absences = _measurements(lines[1:], order.routine), _absences(lines[1:])
-        return Result(path, digest, lines[0]["tools"], order, measurements, absences, ended=lines[-1]["kind"] == "end")
-    except (KeyError, TypeError, ValueError) as error:
+        ended = lines[-1]["kind"] == "end"
+        return Result(path, digest, lines[0]["tools"], order, measurements, absences, ended, _devices(lines[1:]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotAResult(f"{path} cannot be read: {error!r}.", hint=MEASURE) from error
 
 
@@ -292,6 +325,15 @@ def _measurements(lines: Sequence[Mapping[str, Any]], routine: Routine) -> tuple
     )
 
 
+def _devices(lines: Sequence[Mapping[str, Any]]) -> dict[str, DeviceInfo]:
+    return {_asked(line): DeviceInfo(**line["device"]) for line in lines if line["kind"] == "device"}
+
+
+def _asked(line: Mapping[str, Any]) -> str:
+    """By which specification a device was asked for: `arm64` is the device `arm64:cortex-a76`."""
+    return str(line.get("asked", line["device"]["spec"]))
+
+
 def _absences(lines: Sequence[Mapping[str, Any]]) -> tuple[Absence, ...]:
     """The last word on each device that was not there; one that has come since is not missing."""
     found: dict[str, Absence] = {}
@@ -299,7 +341,7 @@ def _absences(lines: Sequence[Mapping[str, Any]]) -> tuple[Absence, ...]:
         if line["kind"] == "absence":
             found[line["absence"]["spec"]] = Absence(**line["absence"])
         elif line["kind"] == "device":
-            found.pop(line["device"]["spec"], None)
+            found.pop(_asked(line), None)
     return tuple(found.values())
 
 

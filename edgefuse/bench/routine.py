@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +110,7 @@ def require_whole(result: Result) -> None:
     wrong = [visit.void for each in result.measurements for visit in each.visits if visit.void]
     reasons = [*(each.reason for each in result.absences), *(each.reason for each in failures), *wrong]
     for spec in result.order.devices:
-        there = [each for each in result.measurements if each.device.spec == spec]
+        there = [each for each in result.measurements if each.device.spec == _own(spec, result)]
         if there and not any(each.valid for each in there) and not reasons:
             reasons.append(next(iter(there[0].refusals.values()), f"Nothing was measured on {spec}."))
     if reasons:
@@ -157,9 +158,10 @@ def _candidate(name: str, bundle: Bundle, export: Export, mode: Mode, entry: str
         operators=sum(export.structure.operators.values()),
         outside=sum(export.structure.outside.values()),
         wer_percent={
-            part: total(each for identity, each in words.items() if parts[identity] == part).wer_percent
+            part: wer_percent
             for part in dict.fromkeys(parts.values())
-        },
+            if math.isfinite(wer_percent := total(each for key, each in words.items() if parts[key] == part).wer_percent)
+        },  # without a part in which nobody says a word
     )
     bar = export.verdict.moved.get("snr_db", BARS[artifact.precision].snr_db)
     return Candidate(subject, artifact, entry, bundle.references[mode.name].goldens, bar)
@@ -172,7 +174,8 @@ def _measure_on(spec: str, candidates: Sequence[Candidate], order: Order, writer
         return
     try:
         with devices.connect(spec) as connection:
-            writer.write("device", device=dataclasses.asdict(connection.info))
+            _require_same(spec, connection.info, writer)
+            writer.write("device", asked=spec, device=dataclasses.asdict(connection.info))
             refused = set(_refused(connection, candidates, writer))
             for turn in waiting:
                 want, round_, candidate = turn
@@ -180,7 +183,7 @@ def _measure_on(spec: str, candidates: Sequence[Candidate], order: Order, writer
                     continue
                 if not _one(connection, turn, order.routine, writer, tell):
                     refused.add((want, candidate.key))
-    except DeviceError as error:
+    except (DeviceError, UsageError) as error:
         writer.write("absence", absence=dataclasses.asdict(Absence(spec, error.sentence, error.hint or "")))
 
 
@@ -189,7 +192,7 @@ Turn = tuple["Want", int, Candidate]
 
 def _waiting(spec: str, candidates: Sequence[Candidate], order: Order, before: Result | None) -> list[Turn]:
     """What is left to do, in turns: round by round, the order turned by one and reversed from round to round."""
-    done = _done(spec, before)
+    done = _done(spec, before, order.routine)
     turns: list[Turn] = []
     for round_ in range(order.routine.processes):
         start = round_ % len(candidates)
@@ -200,16 +203,38 @@ def _waiting(spec: str, candidates: Sequence[Candidate], order: Order, before: R
     return [turn for turn in turns if turn[0] in order.wants and (turn[0], turn[1], turn[2].key) not in done]
 
 
-def _done(spec: str, before: Result | None) -> set[tuple[Want, int, str]]:
+def _done(spec: str, before: Result | None, routine: Routine) -> set[tuple[Want, int, str]]:
+    """What was measured, or refused: a device does not learn to do it."""
     done: set[tuple[Want, int, str]] = set()
     for each in before.measurements if before else ():
-        if each.device.spec != spec:
+        if before is None or each.device.spec != _own(spec, before):
             continue
         key = key_of(each.subject)
-        done |= {("latency", visit.round, key) for visit in each.visits}
+        refused = set(WANTS) if "latency" in each.refusals else set(each.refusals)
+        rounds = {visit.round for visit in each.visits} | set(range(_rounds(each.device, routine), routine.processes))
+        done |= {("latency", round_, key) for round_ in (range(routine.processes) if "latency" in refused else rounds)}
         looks: tuple[tuple[Want, object], ...] = (("memory", each.memory), ("profile", each.profile))
-        done |= {(want, 0, key) for want, found in looks if found}
+        done |= {(want, 0, key) for want, found in looks if found or want in refused}
     return done
+
+
+def _own(spec: str, result: Result) -> str:
+    """What a device calls itself that was asked for by a specification: `arm64` is `arm64:cortex-a76`."""
+    return result.devices[spec].spec if spec in result.devices else spec
+
+
+def _require_same(spec: str, info: DeviceInfo, writer: Writer) -> None:
+    """Raise a `UsageError` where what was measured before comes from another machine, or one that has changed since."""
+    before = writer.result.devices.get(spec) if writer.result else None
+    if before is None or before == info:
+        return
+    then, now = ({"name": each.name, **each.facts, "specification": each.spec} for each in (before, info))
+    what = next((name for name in {**then, **now} if then.get(name) != now.get(name)), "clock")
+    raise UsageError(
+        f"{spec} is not what it was when {writer.path} was begun: its {what} is {now.get(what, NOT_TOLD)}, "
+        f"and was {then.get(what, NOT_TOLD)}.",
+        hint="Measure it into another result, with another -o",
+    )
 
 
 def _refused(connection: Connection, candidates: Sequence[Candidate], writer: Writer) -> Iterator[tuple[Want, str]]:
@@ -239,7 +264,9 @@ def _one(connection: Connection, turn: Turn, routine: Routine, writer: Writer, t
             failure = Failure(round_, want, error.sentence, error.hint or "")
             writer.write("failure", **where, failure=dataclasses.asdict(failure))
             return True
-        after = connection.conditions()
+        after: Mapping[str, str] = {}
+        with suppress(DeviceError):  # a run that is whole counts; whether the device is gone, the next turn finds out
+            after = connection.conditions()
     conditions = {name: (told, after.get(name, NOT_TOLD)) for name, told in before.items()}
     writer.write(**_line(candidate, run, job, round_, conditions), **where)
     return True

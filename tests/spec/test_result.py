@@ -6,7 +6,7 @@ import json
 import pytest
 
 from edgefuse.bench.result import Order, begin_result, key_of, read_result, visit_json
-from edgefuse.errors import ChangedResult, NotAResult, OutputExists, UsageError
+from edgefuse.errors import ChangedResult, NotAResult, NotWritable, OutputExists, UsageError
 from edgefuse.measurement import QUICK, Absence, DeviceInfo, DeviceTime, Failure, HostTime, Instructions, Subject, Visit
 
 HOST = DeviceInfo("host", "this host", "host", {"chip": "a chip"})
@@ -35,6 +35,15 @@ def write(path, *visits, order=ORDER, end=True, resume=False, overwrite=False):
 @pytest.fixture
 def whole(tmp_path):
     return write(tmp_path / "r.jsonl", a_visit(0), a_visit(1, conditions={"load": ("0.1", "0.2")}))
+
+
+@pytest.mark.parametrize("how", [{"resume": True}, {"overwrite": True}])
+def test_two_benchmarks_do_not_write_into_one_result(whole, how):
+    with begin_result(whole, ORDER, {}, resume=True, overwrite=False) as writer:
+        with pytest.raises(NotWritable, match="Another benchmark is writing"):
+            write(whole, **how)
+        writer.write("end")
+    assert read_result(write(whole, **how)).ended
 
 
 def test_what_is_read_is_what_was_written(whole):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgefuse import cli, device, store
+from edgefuse.bench import routine
 from edgefuse.bench.feed import feed_of, judged
 from edgefuse.bench.result import read_result
 from edgefuse.bench.routine import Inquiry, bench, require_whole
@@ -19,6 +20,7 @@ from edgefuse.errors import BenchFailed, DeviceBusy, DeviceGone, DeviceMissing, 
 from edgefuse.measurement import QUICK, TYPES, DeviceInfo, Job, Run, routine_of
 from edgefuse.pipeline import silent
 from edgefuse.target import find
+from edgefuse.verify.wer import WordErrors
 
 FAST = routine_of("quick", processes=4)
 LATENCY = ("latency",)
@@ -79,8 +81,8 @@ def put(monkeypatch, tmp_path):
     return on_the_shelf
 
 
-def measure(folder: Path, *bundles: Path, wants=LATENCY, routine=FAST, **more):
-    inquiry = Inquiry(bundles, ("scripted",), routine, wants=wants)
+def measure(folder: Path, *bundles: Path, wants=LATENCY, how=FAST, **more):
+    inquiry = Inquiry(bundles, ("scripted",), how, wants=wants)
     return bench(inquiry, folder / "r.jsonl", tell=silent, **more)
 
 
@@ -157,6 +159,73 @@ def test_a_device_that_vanishes_loses_nothing_and_resume_goes_on_behind_it(put, 
     assert len(again.jobs) == 2
 
 
+def test_a_device_that_calls_itself_otherwise_than_it_was_asked_for_is_not_measured_twice(put, whole_bundle, tmp_path):
+    own = DeviceInfo("scripted:one", "a script", "device")
+    put(Scripted(None, None, DeviceGone("The board does not answer any more."))).info = own
+    assert len(measure(tmp_path, whole_bundle).absences) == 1
+    again = put(Scripted())
+    again.info = own
+    result = measure(tmp_path, whole_bundle, resume=True)
+    assert len(again.jobs) == 2
+    require_whole(result)
+
+
+def test_processes_of_two_machines_are_not_put_together(put, whole_bundle, tmp_path):
+    put(Scripted(None, DeviceGone("The board does not answer any more.")))
+    measure(tmp_path, whole_bundle)
+    other = put(Scripted())
+    other.info = DeviceInfo("scripted", "a script", "device", {"chip": "another one"})
+    (absence,) = measure(tmp_path, whole_bundle, resume=True).absences
+    assert other.jobs == []
+    assert "its chip is another one, and was not told" in absence.reason
+
+
+def test_what_a_device_refused_is_not_missing_when_it_is_gone(put, whole_bundle, tmp_path):
+    put(Scripted(*[None] * 4, UsageError("It has no profiler.")))
+    measure(tmp_path, whole_bundle, wants=("latency", "profile"))
+    put(Scripted(lacks=(device.Lack("a cable", "buy one"),)))
+    require_whole(measure(tmp_path, whole_bundle, wants=("latency", "profile"), resume=True))
+
+
+def test_a_device_that_goes_behind_a_whole_run_does_not_take_it_along(put, whole_bundle, tmp_path, monkeypatch):
+    scripted = put(Scripted())
+    answers = [{}, {}, {}, DeviceGone("It does not answer any more."), DeviceGone("It does not answer any more.")]
+
+    def conditions():
+        answer = answers.pop(0)
+        if isinstance(answer, DeviceGone):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(scripted, "conditions", conditions)
+    result = measure(tmp_path, whole_bundle)
+    assert [visit.round for visit in result.measurements[0].visits] == [0, 1]
+    assert len(result.absences) == 1
+
+
+def test_a_device_that_is_not_named_well_enough_does_not_keep_the_others_from_being_measured(put, whole_bundle, tmp_path):
+    scripted = put(Scripted())
+
+    @contextmanager
+    def connect(which):
+        if which:
+            raise UsageError("2 devices are attached.", hint="Say which")
+        yield scripted
+
+    scripted.connect = connect
+    result = bench(
+        Inquiry((whole_bundle,), ("scripted:some", "scripted"), FAST, wants=LATENCY), tmp_path / "r.jsonl", tell=silent
+    )
+    assert [absence.reason for absence in result.absences] == ["2 devices are attached."]
+    assert len(result.measurements[0].valid) == 4
+
+
+def test_a_part_of_the_test_set_without_a_word_has_no_word_error_rate(put, whole_bundle, tmp_path, monkeypatch):
+    put(Scripted())
+    monkeypatch.setattr(routine, "total", lambda _: WordErrors(0, 0, 0, 0, 1))
+    assert measure(tmp_path, whole_bundle).measurements[0].subject.wer_percent == {}
+
+
 def test_an_interruption_loses_nothing(put, whole_bundle, tmp_path):
     put(Scripted(None, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
@@ -187,7 +256,7 @@ def test_an_artifact_that_a_device_cannot_run_is_not_tried(put, whole_bundle, tm
 
 def test_a_clock_that_counts_needs_hardly_any_repetition(put, whole_bundle, tmp_path):
     scripted = put(Scripted(clock="instructions"))
-    (measurement,) = measure(tmp_path, whole_bundle, routine=routine_of("thorough")).measurements
+    (measurement,) = measure(tmp_path, whole_bundle, how=routine_of("thorough")).measurements
     assert len(measurement.visits) == len(scripted.jobs) == 3
 
 
