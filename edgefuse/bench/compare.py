@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgefuse.bench.summary import exact, typical
-from edgefuse.errors import Slower
+from edgefuse.errors import Slower, UsageError
 from edgefuse.measurement import DeviceTime, HostTime, Instructions, S, Samples, VirtualTime, clock_of
 
 if TYPE_CHECKING:
@@ -87,7 +87,12 @@ def compare(base: Measurement, new: Measurement, *, in_turns: bool) -> Compared:
 
 
 def require_not_slower(compared: Sequence[Compared], percent: float) -> None:
-    """Raise `Slower` where a comparison says SLOWER, and by more than so much."""
+    """Raise `Slower` where a comparison says SLOWER, and by more than so much; a `UsageError` where nothing could be compared."""
+    if not any(each.ratio for each in compared):
+        raise UsageError(
+            "Nothing could be compared, so that nobody can say whether something is slower.",
+            hint="Compare results of the same devices, targets, precisions and entries.",
+        )
     worse = [each for each in compared if each.ratio and each.ratio.word == "SLOWER" and each.ratio.median > 1 + percent / 100]
     if worse:
         subject, ratio = worse[0].new.subject, worse[0].ratio

@@ -18,8 +18,9 @@ THIRDS = 30  # samples of a process; below this a third of them says nothing of 
 FEWEST_PROCESSES = 8  # below this no interval of 99 % exists
 DRIFT = 0.05  # last third of a process against its first third, median over the processes
 SPREAD = 0.10  # of the processes' medians, largest against smallest
-BUSY = 1.0  # load beyond what we cause ourselves
+BUSY = 1.0  # load beyond what we cause ourselves: as many as there are threads
 HOTTER_C = 10.0
+COOL = {"none", "0", "no warning", "CPU at 100 % of its speed", NOT_TOLD}  # what systems say that do not throttle
 FROM_DISK = "from the disk"  # what a runner tells of a cold load that was one
 
 
@@ -48,7 +49,7 @@ def _doubts(measurement: Measurement) -> Iterator[str]:
         yield f"A cold load was not cold: it was {', '.join(sorted(warm))}."
     yield from _drift(visits)
     yield from _spread(visits)
-    yield from _conditions(visits)
+    yield from _conditions(visits, measurement.routine.threads)
 
 
 def _counted(measurement: Measurement) -> Iterator[str]:
@@ -74,7 +75,8 @@ def drift(visit: Visit) -> float:
     """How much longer a call takes in the last third of a process than in the first; negative where it takes less."""
     values = visit.samples.values
     third = len(values) // 3
-    return statistics.median(values[-third:]) / statistics.median(values[:third]) - 1
+    begun = statistics.median(values[:third])
+    return statistics.median(values[-third:]) / begun - 1 if begun else 0.0  # a coarse clock may see nothing
 
 
 def _spread(visits: tuple[Visit, ...]) -> Iterator[str]:
@@ -84,18 +86,18 @@ def _spread(visits: tuple[Visit, ...]) -> Iterator[str]:
         yield f"Spread: the medians of the processes differ by {100 * spread:.0f} %."
 
 
-def _conditions(visits: tuple[Visit, ...]) -> Iterator[str]:
+def _conditions(visits: tuple[Visit, ...], threads: int) -> Iterator[str]:
     """What the device said of itself before and after."""
     names = dict.fromkeys(name for visit in visits for name in visit.conditions)
     for name in names:
         told = [visit.conditions[name] for visit in visits if name in visit.conditions]
         before = [value for value in (_number(each[0]) for each in told) if value is not None]
         after = [value for value in (_number(each[1]) for each in told) if value is not None]
-        if name == "load" and before and statistics.median(before) > BUSY + 1:
+        if name == "load" and before and statistics.median(before) > BUSY + threads:
             yield f"The machine is busy: its load is {statistics.median(before):.1f}."
         if "temperature" in name and before and after and max(after) - min(before) > HOTTER_C:
             yield f"It became hotter while it was measured: {name} {min(before):.0f} to {max(after):.0f}."
-        if "thermal" in name and (hot := {each for pair in told for each in pair} - {"none", "0", NOT_TOLD}):
+        if "thermal" in name and (hot := {each for pair in told for each in pair} - COOL):
             yield f"It throttles: {name} is {', '.join(sorted(hot))}."
         if "governor" in name and {each for pair in told for each in pair} - {"performance", NOT_TOLD}:
             yield f"The {name} is {told[0][0]}, not performance: the clock rate follows the load."

@@ -10,6 +10,7 @@ from edgefuse.bench.compare import compare
 from edgefuse.bench.result import read_result
 from edgefuse.bench.summary import exact, summary_of
 from edgefuse.errors import UsageError
+from edgefuse.measurement import NOT_TOLD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from edgefuse.measurement import Measurement
 
 Place = tuple[str, ...]  # device, clock, target, precision, entry
+RECORD = ("model", "chip")  # of a device: two boards may have one name
 MEANINGFUL = ("threads", "cores", "paced")  # of a routine: what changes what is measured, not how often
 
 
@@ -131,6 +133,9 @@ def _differences(base: Measurement, new: Measurement) -> Iterator[str]:
     """What makes a ratio say something else than that the artifact has changed."""
     if base.device.name != new.device.name:
         yield f"{base.device.spec} is another machine: {new.device.name}, the base's was {base.device.name}."
+    elif others := [name for name in RECORD if base.device.facts.get(name) != new.device.facts.get(name)]:
+        now, then = (each.device.facts.get(others[0], NOT_TOLD) for each in (new, base))
+        yield f"{base.device.spec} is another machine: its {others[0]} is {now}, the base's was {then}."
     for name in MEANINGFUL:
         then, now = getattr(base.routine, name), getattr(new.routine, name)
         if then != now:

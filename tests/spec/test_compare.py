@@ -11,7 +11,7 @@ import pytest
 from edgefuse.bench.compare import _rank, _rank_sums, _signs, compare, divided, paired, require_not_slower, unpaired
 from edgefuse.bench.doubts import doubts
 from edgefuse.bench.summary import summarize
-from edgefuse.errors import Slower
+from edgefuse.errors import Slower, UsageError
 from edgefuse.measurement import (
     TYPES,
     USUAL,
@@ -134,6 +134,13 @@ def test_slower_than_allowed_fails_and_less_does_not():
         require_not_slower(compared, 3.0)
 
 
+def test_where_nothing_was_compared_nobody_can_say_that_nothing_is_slower():
+    void = a_measurement(noisy(1), void="Its answers are wrong.")
+    for compared in ((), (compare(void, void, in_turns=False),)):
+        with pytest.raises(UsageError, match="Nothing could be compared"):
+            require_not_slower(compared, 5.0)
+
+
 def test_a_percentile_that_too_few_samples_support_is_not_told():
     assert summarize(range(50)).p90 is None
     assert summarize(range(1, 101)).p90 == 90
@@ -165,6 +172,20 @@ def test_a_number_arrives_with_its_doubts(processes, more, sentence):
         visits = tuple(dataclasses.replace(visit, capped=True) for visit in measurement.visits)
         measurement = dataclasses.replace(measurement, visits=visits)
     assert any(sentence in doubt for doubt in doubts(measurement))
+
+
+def test_a_clock_that_sees_nothing_sees_no_drift():
+    assert not any("Drift" in doubt for doubt in doubts(a_measurement([[0] * 40 + [5] * 20] * 10)))
+
+
+@pytest.mark.parametrize("calm", ["none", "no warning", "CPU at 100 % of its speed", "not told"])
+def test_what_is_not_held_down_does_not_throttle(calm):
+    assert doubts(a_measurement([[100] * 40] * 10, conditions={"thermal": (calm, calm)})) == ()
+
+
+def test_the_load_of_our_own_threads_makes_no_machine_busy():
+    busy = a_measurement([[100] * 40] * 10, conditions={"load": ("3.5", "3.5")})
+    assert doubts(dataclasses.replace(busy, routine=dataclasses.replace(busy.routine, threads=4))) == ()
 
 
 def test_a_calm_measurement_has_no_doubts():
