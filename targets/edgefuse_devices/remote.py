@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from edgefuse.measurement import Job, Run
     from edgefuse.values import Artifact
 
-ENDED = "edgefuse-ended"
+BEGUN, ENDED = "edgefuse-begun", "edgefuse-ended"
+PLAIN = re.compile(r"/[\w./@+,:=-]+")  # a path that a shell takes for one word
 ASK_S = 60  # for what takes a moment on a board, and a hundred times as long on an emulated one
 PUSH_S = 600
 SPARE_BYTES = 1 << 20  # for answers and for what the runner says
@@ -255,6 +256,7 @@ class Remote:
         """
         job = f"{self.home}/{JOB}"
         script = f"{shlex.join(argv)} < /dev/null > {job}/{SAID} 2> {job}/{COMPLAINED} &\necho $! > {job}/{PID}\nwait $!"
+        script += f"\ncode=$?\nrm -f {job}/{PID}\nexit $code"  # the number may be another process's next
         try:
             code = self.far.shell(script, limit_s=limit_s).code
         except RunFailed as error:
@@ -286,7 +288,7 @@ def remote(
     """A connection with a fresh folder in the first of `places` that takes one; both are gone behind the block.
 
     Raises:
-        DeviceRefused: none of the places takes a folder.
+        DeviceRefused: none of the places takes a folder, or its path has blanks in it or other signs of a shell.
     """
     name = f"edgefuse-{secrets.token_hex(8)}"
     tries = " || ".join(f'{{ mkdir -m 700 "{place}/{name}" && cd "{place}/{name}" && pwd; }}' for place in places)
@@ -295,7 +297,15 @@ def remote(
         raise DeviceRefused(
             f"{far.name} lets us write to none of {', '.join(places)}.", hint="Free some space there, or change the permissions."
         )
-    connection = Remote(info, far, said.text.strip(), taskset, watch or LINUX, exact)
+    home = said.text.strip()
+    if not PLAIN.fullmatch(home):
+        with suppress(DeviceError):
+            far.shell(f"rmdir {shlex.quote(home)}", limit_s=ASK_S)
+        raise DeviceRefused(
+            f"{far.name} lets us write to {home!r} alone, and its shell would take that for several words.",
+            hint=f"Let us write to one of {', '.join(places)}.",
+        )
+    connection = Remote(info, far, home, taskset, watch or LINUX, exact)
     try:
         yield connection
     finally:
@@ -309,13 +319,14 @@ def clean_up(far: Far, home: str) -> None:
 
 
 def scripted(script: str) -> str:
-    """The same script, which tells its end and its exit code."""
-    return f"(\n{script}\n)\ncode=$?\necho\necho {ENDED} $code\n"
+    """The same script, which tells its beginning, its end and its exit code: a profile of the user's may print before it."""
+    return f"echo {BEGUN}\n(\n{script}\n)\ncode=$?\necho\necho {ENDED} $code\n"
 
 
 def said_in(output: bytes) -> Said | None:
     """What a script said that was `scripted`; None where its end is not there."""
-    whole = re.fullmatch(rb"(.*?)\r?\n" + ENDED.encode() + rb" (\d+)\s*", output, re.DOTALL)
+    _, _, begun = output.partition(f"{BEGUN}".encode())
+    whole = re.fullmatch(rb"\r?\n(.*?)\r?\n" + ENDED.encode() + rb" (\d+)\s*", begun, re.DOTALL)
     return Said(whole[1], int(whole[2])) if whole else None
 
 

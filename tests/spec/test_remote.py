@@ -52,14 +52,15 @@ def test_a_script_tells_what_it_says_and_how_it_ends_or_is_not_taken_for_ended(s
 
 
 def test_the_line_ends_of_an_old_adb_are_no_part_of_what_is_said() -> None:
-    said = remote.said_in(f"one\r\ntwo\r\n\r\n{remote.ENDED} 5\r\n".encode())
+    said = remote.said_in(f"{remote.BEGUN}\r\none\r\ntwo\r\n\r\n{remote.ENDED} 5\r\n".encode())
     assert said == remote.Said(b"one\r\ntwo\r\n", 5)
     assert said.text == "one\ntwo\n"
 
 
-def test_answers_come_through_byte_for_byte() -> None:
+def test_answers_come_through_byte_for_byte_whatever_a_profile_prints_before_them() -> None:
     content = bytes(range(256)) * 3
-    assert remote.said_in(content + f"\n{remote.ENDED} 0\n".encode()) == remote.Said(content, 0)
+    said = f"Welcome!\n{remote.BEGUN}\n".encode() + content + f"\n{remote.ENDED} 0\n".encode()
+    assert remote.said_in(said) == remote.Said(content, 0)
 
 
 def test_a_folder_of_ours_is_gone_behind_the_block_whatever_ends_it(tmp_path: Path) -> None:
@@ -82,6 +83,32 @@ def test_the_first_place_that_takes_a_folder_is_taken(tmp_path: Path) -> None:
         remote.remote(Here(), INFO, [f"{tmp_path}/nowhere"], taskset=False),
     ):
         pass
+
+
+def test_a_folder_that_a_shell_would_take_for_two_is_not_worked_in(tmp_path: Path) -> None:
+    (tmp_path / "John").mkdir()
+    (tmp_path / "John Doe").mkdir()
+    with (
+        pytest.raises(DeviceRefused, match="take that for several words"),
+        remote.remote(Here(), INFO, [f"{tmp_path}/John Doe"], taskset=False),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["John", "John Doe"]
+
+
+@pytest.mark.parametrize(("argv", "ending"), [(["echo", "hello"], "hello\n"), (["sh", "-c", "exit 7"], None)])
+def test_a_process_that_has_ended_leaves_no_number_by_which_another_could_be_killed(
+    tmp_path: Path, argv: list[str], ending: str | None
+) -> None:
+    with remote.remote(Here(), INFO, [str(tmp_path)], taskset=False) as connection:
+        job = Path(connection.home) / remote.JOB
+        job.mkdir()
+        if ending is None:
+            with pytest.raises(RunFailed, match="ended with 7"):
+                connection._process(argv, 10)
+        else:
+            assert connection._process(argv, 10) == ending
+        assert not (job / remote.PID).exists()
 
 
 def test_what_does_not_arrive_whole_is_removed(tmp_path: Path) -> None:
