@@ -170,15 +170,18 @@ class _Emulated:
 def _require_countable(job: Job) -> None:
     routine = job.routine
     if job.want == "memory":
-        raise UsageError("arm64 has no memory of its own: its process holds the emulator, too.", hint="Leave out --memory here.")
+        raise UsageError(
+            "arm64 has no memory of its own: its process holds the emulator, too.",
+            hint="Measure it elsewhere, or: --latency-only",
+        )
     if job.want == "profile":
-        raise UsageError("arm64 counts instructions, and has no time to be spent by operators.", hint="Leave out --profile here.")
+        raise UsageError("arm64 counts instructions, and has no time to be spent by operators.", hint="Profile on: --device host")
     if routine.threads != 1:
         raise UsageError(
             f"arm64 counts one thread, not {routine.threads}: several change the count from run to run.", hint="Use --threads 1"
         )
     if routine.paced:
-        raise UsageError("arm64 counts instructions, which no pace changes.", hint="Leave out --paced here.")
+        raise UsageError("arm64 counts instructions, which no pace changes.", hint="Leave --paced out.")
 
 
 def _unknown_instruction(cpu: str, artifact: Artifact) -> RunFailed:

@@ -160,9 +160,11 @@ def read_run(folder: Path, stdout: str, job: Job, clock: Clock) -> Run:
         if fields["schema"] != SCHEMA:
             raise ValueError(f"schema {fields['schema']}")  # noqa: TRY301 - one place says what is wrong
         numbers = {name: _whole(fields[name]) for name in NUMBERS}
-        warm = fields["warm_load_ns"]
+        warm, latency_ns = fields["warm_load_ns"], tuple(_whole(each) for each in fields["latency_ns"])
+        if len(latency_ns) < len(job.feed):
+            raise ValueError(f"{len(latency_ns)} calls")  # noqa: TRY301 - as above
         return Run(
-            samples=TYPES[clock](tuple(_whole(each) for each in fields["latency_ns"])),
+            samples=TYPES[clock](latency_ns),
             cold_load=numbers["cold_load_ns"],
             warm_load=None if warm is None else _whole(warm),
             first=numbers["first_ns"],

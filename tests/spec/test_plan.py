@@ -140,6 +140,7 @@ def test_what_a_runner_says_is_a_run_by_its_clock(ran: Path, job: Job, clock: st
         "17",
         "null",
         said(schema=2),
+        said(latency_ns=[]),
         said(latency_ns=[5, -6]),
         said(latency_ns=[5, "6"]),
         said(latency_ns=[5, True]),

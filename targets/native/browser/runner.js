@@ -101,7 +101,7 @@ async function runFeed(runtime, model, plan, feed) {
   let capped = false;
   const start = performance.now();
   while (latencies.length < few || since(start) < duration) {
-    capped = latencies.length >= plan.calls && (latencies.length >= most || since(start) >= longest);
+    capped = latencies.length >= plan.calls && (latencies.length >= most || (longest > 0 && since(start) >= longest));
     if (capped) break;
     const number = latencies.length % plan.calls;
     latencies.push(await turn.call());
