@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -897,10 +898,11 @@ def _bars(file: Path | None) -> Mapping[str, float]:
 
 def _cores(told: str | None) -> tuple[int, ...]:
     """Core numbers, separated by commas."""
-    try:
-        return () if told is None else tuple(int(each) for each in told.split(","))
-    except ValueError as error:
-        raise UsageError(f"{told!r} are no cores.", hint="Name some by their numbers, for example: --cores 0,1") from error
+    if told is None:
+        return ()
+    if not re.fullmatch(r"\d{1,4}(, *\d{1,4})*", told, re.ASCII):
+        raise UsageError(f"{told!r} are no cores.", hint="Name some by their numbers, for example: --cores 0,1")
+    return tuple(map(int, told.split(",")))
 
 
 def _percent(told: str) -> float:

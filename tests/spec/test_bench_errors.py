@@ -26,6 +26,7 @@ COMMANDS = {
     "another_host": ["bench", "HERE/bundle", "-d", "host:other", "-o", "HERE/new.jsonl"],
     "no_bundle": ["bench", "HERE/nowhere"],
     "nothing_to_measure": ["bench", "HERE/bundle", "-t", "gameboy"],
+    "negative_cores": ["bench", "HERE/bundle", "--cores", "0,-1"],
     "no_cores": ["bench", "HERE/bundle", "--cores", "first"],
     "no_processes": ["bench", "HERE/bundle", "--processes", "0"],
     "result_exists": ["bench", "HERE/bundle", "-o", "HERE/small.jsonl"],
