@@ -82,7 +82,7 @@ def _goes_on(plan: Plan, seen: Seen, elapsed_ns: int) -> bool:
         return True
     if timed >= few and elapsed_ns >= duration:
         return False
-    seen.capped = timed >= most or elapsed_ns >= longest
+    seen.capped = timed >= most or 0 < longest <= elapsed_ns
     return not seen.capped
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from edgefuse.errors import RunFailed
 
@@ -202,6 +202,7 @@ class _Signals:
     def __init__(self) -> None:
         self._waiting = True
         self._come: int | None = None
+        self.before: dict[int, Any] = {}  # what each signal did, and does when its time has come
 
     def handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's arguments
         self._come = number
@@ -215,33 +216,31 @@ class _Signals:
         """Unwind the stack, if a signal has come; from now on, as soon as one comes."""
         self._waiting = False
         number, self._come = self._come, None
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if number:
+        if number is None:
+            return
+        if self.before[number] is signal.SIG_DFL:
             raise SystemExit(SHELL_SIGNAL + number)
+        self.before[number](number, None)
 
 
 @contextmanager
 def _orderly_end() -> Iterator[_Signals]:
     """Within the block SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that no child outlives us.
 
-    A signal with which somebody else does something is left to him.
+    With what somebody else does at a signal it only waits; one that is ignored stays ignored.
     """
     signals = _Signals()
-    replaced = {}
     if threading.current_thread() is threading.main_thread():  # only this one may say what a signal does
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             handler = signal.getsignal(number)
-            if handler in {signal.SIG_DFL, signal.default_int_handler} or isinstance(
-                getattr(handler, "__self__", None), _Signals
-            ):
-                replaced[number] = handler
+            if handler is signal.SIG_DFL or callable(handler):
+                signals.before[number] = handler
                 signal.signal(number, signals.handle)
     try:
         yield signals
     finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
+        for replaced, handler in signals.before.items():
+            signal.signal(replaced, handler)
     signals.act()  # what came while the child was buried
 
 

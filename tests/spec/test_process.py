@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from edgefuse import cli
 from edgefuse.errors import RunFailed
 from edgefuse_devices import process
 from edgefuse_devices.process import Ended, checked, failed, run, running, told_by_a_shell
@@ -122,6 +123,15 @@ def test_a_child_does_not_outlive_us(tmp_path: Path, number: signal.Signals) -> 
     assert comes_true(lambda: gone(tmp_path / "number"))
 
 
+@pytest.fixture(params=["nobody's", "the command line's"])
+def handler(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Who says what SIGTERM does."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL if request.param == "nobody's" else cli._terminate)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("handler")
 @pytest.mark.parametrize(
     ("number", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["Ctrl-C", "SIGTERM"]
 )
