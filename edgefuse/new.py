@@ -25,6 +25,7 @@ from edgefuse.speech import read_speech, shipped
 from edgefuse.values import Checkpoint
 
 VOCABULARY = 512  # tokens, as the shipped models have them
+GAINS = 0.1, 0.5  # of norms: none is 1, and rounding does not grow from block to block, as it does where they are larger
 HEARD = 8  # utterances: half a minute
 
 
@@ -54,7 +55,7 @@ def untrained(config: EncoderConfig, seed: int = 0, speech: Sequence[Tensor] = (
     encoder = Encoder(config).eval()
     for each in encoder.modules():
         if isinstance(each, LayerNorm | BatchNorm):
-            torch.nn.init.uniform_(each.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(each.weight, *GAINS)
     mean, istd = torch.zeros(config.mel_bins), torch.ones(config.mel_bins)
     if speech:
         frames = torch.cat(list(speech))

@@ -7,6 +7,7 @@ from edgefuse import checkpoint as checkpoints
 from edgefuse.errors import BadConfig, OutputExists
 from edgefuse.model import EncoderConfig
 from edgefuse.new import new, untrained
+from edgefuse.refold import fold_exactly
 from tests.conftest import a_config
 
 
@@ -40,3 +41,10 @@ def test_statistics_are_those_of_the_speech() -> None:
     means = [value for name, value in whole.weights.items() if name.endswith("running_mean")]
     assert means
     assert not any((mean == 0).all() for mean in means)
+
+
+def test_a_new_model_of_a_usual_size_folds_exactly(tmp_path) -> None:
+    whole = new("small", tmp_path / "model")
+    folded, exact = fold_exactly(tmp_path / "model", whole)
+    assert exact.end_to_end < 1e-10
+    assert folded.checkpoint.config.folded
