@@ -23,7 +23,7 @@ from edgefuse.bench.match import one_call
 from edgefuse.bench.summary import summary_of
 from edgefuse.errors import BadBudget, MissingFile
 from edgefuse.values import Check
-from edgefuse.verify.wer import total
+from edgefuse.verify.wer import rates_by_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -250,11 +250,7 @@ def _exported(bundle: Bundle, export: Export) -> Iterator[_Thing]:
     operators, outside = sum(structure.operators.values()), sum(structure.outside.values())
     model = bundle.folder.resolve().name
     for mode in artifact.modes:
-        parts, words = bundle.references[mode.name].parts, export.findings[mode.name].words
-        wer = {
-            part: total(each for identity, each in words.items() if parts[identity] == part).wer_percent
-            for part in dict.fromkeys(parts.values())
-        }
+        wer = rates_by_part(export.findings[mode.name].words, bundle.references[mode.name].parts)
         for entry in mode.inputs:
             names = {"model": model, "target": artifact.target, "precision": artifact.precision, "entry": entry}
             known = _structure(export.size_bytes, structure.partitions, operators, outside)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -21,7 +20,7 @@ from edgefuse.packages import extras, versions
 from edgefuse.recognize import capacity
 from edgefuse.values import ENCODER_HOP_MS
 from edgefuse.verify.gate import BARS
-from edgefuse.verify.wer import total
+from edgefuse.verify.wer import rates_by_part
 
 if TYPE_CHECKING:
     from edgefuse.bundle import Bundle, Export, Golden
@@ -141,8 +140,7 @@ def _name(bundle: Bundle) -> str:
 
 
 def _candidate(name: str, bundle: Bundle, export: Export, mode: Mode, entry: str) -> Candidate:
-    artifact, words = export.artifact, export.findings[mode.name].words
-    parts = bundle.references[mode.name].parts
+    artifact = export.artifact
     subject = Subject(
         model=name,
         target=artifact.target,
@@ -157,11 +155,7 @@ def _candidate(name: str, bundle: Bundle, export: Export, mode: Mode, entry: str
         partitions=export.structure.partitions,
         operators=sum(export.structure.operators.values()),
         outside=sum(export.structure.outside.values()),
-        wer_percent={
-            part: wer_percent
-            for part in dict.fromkeys(parts.values())
-            if math.isfinite(wer_percent := total(each for key, each in words.items() if parts[key] == part).wer_percent)
-        },  # without a part in which nobody says a word
+        wer_percent=rates_by_part(export.findings[mode.name].words, bundle.references[mode.name].parts),
     )
     bar = export.verdict.moved.get("snr_db", BARS[artifact.precision].snr_db)
     return Candidate(subject, artifact, entry, bundle.references[mode.name].goldens, bar)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -48,6 +49,15 @@ class WordErrors:
 def total(errors: Iterable[WordErrors]) -> WordErrors:
     """Counts of several test sets, or utterances, together."""
     return sum(errors, WordErrors(0, 0, 0, 0, 0))
+
+
+def rates_by_part(words: Mapping[str, WordErrors], parts: Mapping[str, str]) -> dict[str, float]:
+    """Word error rates in percent, by part of the test set; none of a part in which nobody says a word."""
+    rates = {
+        part: total(each for identity, each in words.items() if parts[identity] == part).wer_percent
+        for part in dict.fromkeys(parts.values())
+    }
+    return {part: rate for part, rate in rates.items() if math.isfinite(rate)}
 
 
 def count_word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:

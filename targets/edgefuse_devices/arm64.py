@@ -126,14 +126,7 @@ class _Emulated:
 
     def refusal(self, artifact: Artifact) -> str | None:
         """Runtimes that have no arm64 Linux build."""
-        if artifact.target in toolbox.RUNTIMES:
-            return None
-        told = (
-            "Core ML artifacts run on Apple devices only"
-            if artifact.target == "coreml"
-            else f"there is no runner for {artifact.target}"
-        )
-        return f"{told}; arm64 runs {' and '.join(toolbox.RUNTIMES)}"
+        return toolbox.refusal(artifact.target, "arm64")
 
     def conditions(self) -> Mapping[str, str]:
         """Nothing that changes can change a count."""

@@ -172,14 +172,7 @@ class Remote:
 
     def refusal(self, artifact: Artifact) -> str | None:
         """There is a runner for it, or there is none."""
-        if artifact.target in toolbox.RUNTIMES:
-            return None
-        told = (
-            "Core ML artifacts run on Apple devices only"
-            if artifact.target == "coreml"
-            else f"there is no runner for {artifact.target}"
-        )
-        return f"{told}; 64-bit ARM runs {' and '.join(toolbox.RUNTIMES)}"
+        return toolbox.refusal(artifact.target, "64-bit ARM")
 
     def conditions(self) -> Mapping[str, str]:
         """Load, temperature, governor, frequency, and what else its kind tells; nothing of an emulator, which has none."""

@@ -197,6 +197,14 @@ def payload(target: str) -> Mapping[str, Path]:
     return {name: folder / name for name in _stamp(target).files}
 
 
+def refusal(target: str, machine: str) -> str | None:
+    """Why no artifact of a target runs on such a machine; None where there is a runner for it."""
+    if target in RUNTIMES:
+        return None
+    told = "Core ML artifacts run on Apple devices only" if target == "coreml" else f"there is no runner for {target}"
+    return f"{told}; {machine} runs {' and '.join(RUNTIMES)}"
+
+
 def command(plan: str = ".", at: str = ".") -> tuple[str, ...]:
     """How to start a runner whose payload lies in the folder `at`, on the plan in the folder `plan`.
 

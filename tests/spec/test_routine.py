@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from edgefuse import cli, device, store
-from edgefuse.bench import routine
 from edgefuse.bench.feed import feed_of, judged
 from edgefuse.bench.result import read_result
 from edgefuse.bench.routine import Inquiry, bench, require_whole
@@ -20,6 +19,7 @@ from edgefuse.errors import BenchFailed, DeviceBusy, DeviceGone, DeviceMissing, 
 from edgefuse.measurement import QUICK, TYPES, DeviceInfo, Job, Run, routine_of
 from edgefuse.pipeline import silent
 from edgefuse.target import find
+from edgefuse.verify import wer
 from edgefuse.verify.wer import WordErrors
 
 FAST = routine_of("quick", processes=4)
@@ -222,7 +222,7 @@ def test_a_device_that_is_not_named_well_enough_does_not_keep_the_others_from_be
 
 def test_a_part_of_the_test_set_without_a_word_has_no_word_error_rate(put, whole_bundle, tmp_path, monkeypatch):
     put(Scripted())
-    monkeypatch.setattr(routine, "total", lambda _: WordErrors(0, 0, 0, 0, 1))
+    monkeypatch.setattr(wer, "total", lambda _: WordErrors(0, 0, 0, 0, 1))
     assert measure(tmp_path, whole_bundle).measurements[0].subject.wer_percent == {}
 
 
