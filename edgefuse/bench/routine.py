@@ -80,7 +80,7 @@ def bench(inquiry: Inquiry, output: Path, *, resume: bool = False, overwrite: bo
     What goes wrong on a device is a line of the result, and the others are measured all the same.
 
     Raises:
-        UsageError: there is nothing to measure, or two bundles have one name.
+        UsageError: there is nothing to measure, or nothing of one target or entry, or two bundles have one name.
         UnknownDevice: a specification that names no kind of device.
     """
     specs = tuple(dict.fromkeys(inquiry.specs))
@@ -93,6 +93,7 @@ def bench(inquiry: Inquiry, output: Path, *, resume: bool = False, overwrite: bo
         raise UsageError(
             "There is nothing to measure in what was named.", hint="See what a bundle holds with: edgefuse verify BUNDLE"
         )
+    _require_each(bundles, inquiry.targets, inquiry.entries)
     order = Order(specs, tuple(each.key for each in candidates), inquiry.routine, inquiry.wants)
     with begin_result(output, order, versions(extras()), resume=resume, overwrite=overwrite) as writer:
         for candidate in candidates:
@@ -133,6 +134,17 @@ def _candidates(bundles: Sequence[Bundle], targets: Sequence[str], entries: Sequ
                 for entry in mode.inputs:
                     if not entries or entry in entries or mode.name in entries:
                         yield _candidate(name, bundle, export, mode, entry)
+
+
+def _require_each(bundles: Sequence[Bundle], targets: Sequence[str], entries: Sequence[str]) -> None:
+    """Raise a `UsageError` where one of what was named is in no bundle: it would be left out in silence."""
+    asked = [*((each, (each,), entries) for each in targets), *((each, targets, (each,)) for each in entries)]
+    for name, some_targets, some_entries in asked:
+        if not any(True for _ in _candidates(bundles, some_targets, some_entries)):
+            raise UsageError(
+                f"There is nothing called {name!r} in what was named.",
+                hint="See what a bundle holds with: edgefuse verify BUNDLE",
+            )
 
 
 def _name(bundle: Bundle) -> str:

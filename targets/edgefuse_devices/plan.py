@@ -55,6 +55,7 @@ PLAN, FEED, ANSWERS = "plan.txt", "feed.bin", "answers.bin"
 VERSION = SCHEMA = 1
 NS_PER_MS = 1_000_000
 NUMBERS = ("cold_load_ns", "first_ns", "warm_up_calls", "unsteady", "peak_bytes", "before_bytes")
+MOST = 1 << 63  # of a count, or of nanoseconds: a runner counts in 64 bits
 KNOWN = ("schema", "warm_load_ns", "latency_ns", "capped", *NUMBERS)
 
 
@@ -176,7 +177,7 @@ def read_run(folder: Path, stdout: str, job: Job, clock: Clock) -> Run:
             before_bytes=numbers["before_bytes"],
             told={name: str(value) for name, value in fields.items() if name not in KNOWN},
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise garbage(stdout) from error
 
 
@@ -197,7 +198,7 @@ def garbage(stdout: str) -> RunFailed:
 
 
 def _whole(value: Any) -> int:  # noqa: ANN401 - what JSON holds
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MOST:
         raise ValueError(f"{value!r} is no count")
     return value
 

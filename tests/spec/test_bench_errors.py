@@ -26,6 +26,8 @@ COMMANDS = {
     "another_host": ["bench", "HERE/bundle", "-d", "host:other", "-o", "HERE/new.jsonl"],
     "no_bundle": ["bench", "HERE/nowhere"],
     "nothing_to_measure": ["bench", "HERE/bundle", "-t", "gameboy"],
+    "one_target_of_none": ["bench", "HERE/bundle", "-t", "reference", "-t", "gameboy"],
+    "one_entry_of_none": ["bench", "HERE/bundle", "--entry", "offline", "--entry", "backwards"],
     "negative_cores": ["bench", "HERE/bundle", "--cores", "0,-1"],
     "no_cores": ["bench", "HERE/bundle", "--cores", "first"],
     "no_processes": ["bench", "HERE/bundle", "--processes", "0"],

@@ -142,6 +142,8 @@ def test_what_a_runner_says_is_a_run_by_its_clock(ran: Path, job: Job, clock: st
         said(schema=2),
         said(latency_ns=[]),
         said(latency_ns=[5, -6]),
+        said(latency_ns=[5, 6, 10**400]),
+        "[" * 100_000,
         said(latency_ns=[5, "6"]),
         said(latency_ns=[5, True]),
         said(latency_ns=[5.5]),
