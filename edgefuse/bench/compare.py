@@ -87,7 +87,10 @@ def compare(base: Measurement, new: Measurement, *, in_turns: bool) -> Compared:
 
 
 def require_not_slower(compared: Sequence[Compared], percent: float) -> None:
-    """Raise `Slower` where a comparison says SLOWER, and by more than so much; a `UsageError` where nothing could be compared."""
+    """Raise `Slower` where a comparison says SLOWER, and by more than so much.
+
+    A `UsageError` where none can say so: nothing could be compared, a number is lost, or the processes are too few for intervals.
+    """
     if not any(each.ratio for each in compared):
         raise UsageError(
             "Nothing could be compared, so that nobody can say whether something is slower.",
@@ -103,6 +106,14 @@ def require_not_slower(compared: Sequence[Compared], percent: float) -> None:
             f"{ratio.median:.3f} times as long as its base{more}; {percent:g} % are allowed.",
             hint="See where the time goes with: edgefuse profile BUNDLE",
         )
+    for each in compared:
+        if (each.ratio is None and each.base.valid and not each.new.valid) or (each.ratio and math.isinf(each.ratio.high)):
+            subject, few = each.new.subject, f"{len(each.base.valid)} and {len(each.new.valid)} processes are too few"
+            raise UsageError(
+                f"Nobody can say whether {subject.model}, {subject.target}, {subject.precision}, {subject.entry} on "
+                f"{each.new.device.spec} is slower than its base: {few if each.new.valid else 'it has no number any more'}.",
+                hint="Measure again, with more processes than --quick has.",
+            )
 
 
 def ratio_of(new: S, base: S) -> float:

@@ -141,6 +141,18 @@ def test_where_nothing_was_compared_nobody_can_say_that_nothing_is_slower():
             require_not_slower(compared, 5.0)
 
 
+@pytest.mark.parametrize(
+    ("new", "why"),
+    [({"processes": [[900] * 40] * 3}, "12 and 3 processes are too few"), ({"void": "It is wrong."}, "no number any more")],
+)
+def test_a_gate_that_cannot_fail_does_not_pass(new, why):
+    base = a_measurement(noisy(1))
+    whole, other = (compare(base, each, in_turns=True) for each in (base, a_measurement(**{"processes": noisy(1), **new})))
+    require_not_slower([whole], 5.0)
+    with pytest.raises(UsageError, match=why):
+        require_not_slower([whole, other], 5.0)
+
+
 def test_a_percentile_that_too_few_samples_support_is_not_told():
     assert summarize(range(50)).p90 is None
     assert summarize(range(1, 101)).p90 == 90
