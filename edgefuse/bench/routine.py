@@ -283,13 +283,16 @@ def _rounds(info: DeviceInfo, routine: Routine) -> int:
 
 
 def _line(candidate: Candidate, run: Run, job: Job, round_: int, conditions: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    """The line of what was wanted."""
+    """The line of what was wanted; of what answered wrongly nothing is believed, not its memory either."""
+    visit = _visit(candidate, run, job, round_, conditions)
+    if job.want == "latency":
+        return {"kind": "visit", "visit": visit_json(visit)}
+    if visit.void:
+        return {"kind": "failure", "failure": dataclasses.asdict(Failure(round_, job.want, visit.void))}
     if job.want == "memory":
         return {"kind": "memory", "memory": dataclasses.asdict(Memory(run.peak_bytes or 0, run.before_bytes or 0))}
-    if job.want == "profile":
-        operators = [dataclasses.asdict(each) for each in run.profile]
-        return {"kind": "profile", "profile": {"operators": operators, "call_ns": run.profiled_ns or 0}}
-    return {"kind": "visit", "visit": visit_json(_visit(candidate, run, job, round_, conditions))}
+    operators = [dataclasses.asdict(each) for each in run.profile]
+    return {"kind": "profile", "profile": {"operators": operators, "call_ns": run.profiled_ns or 0}}
 
 
 def _visit(candidate: Candidate, run: Run, job: Job, round_: int, conditions: Mapping[str, tuple[str, str]]) -> Visit:

@@ -301,8 +301,11 @@ def _program(tool: Tool) -> Path | None:
 
 @functools.cache
 def _takes_plugins(program: str) -> bool:
-    """A static build does not, and not every version of QEMU has been built with them."""
-    return "-plugin" in run([program, "-h"], limit_s=60).stdout
+    """A static build does not, not every version of QEMU has been built with them, and some are of another machine."""
+    try:
+        return "-plugin" in run([program, "-h"], limit_s=60).stdout
+    except RunFailed:
+        return False
 
 
 def _lack(tool: Tool) -> Lack:

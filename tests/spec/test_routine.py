@@ -133,6 +133,13 @@ def test_a_wrong_answer_voids_the_number(put, whole_bundle, tmp_path, act, why):
         require_whole(read_result(tmp_path / "r.jsonl"))
 
 
+def test_the_memory_of_a_process_that_answers_wrongly_is_not_believed(put, whole_bundle, tmp_path):
+    put(Scripted(*[None] * 4, "noise"))
+    (measurement,) = measure(tmp_path, whole_bundle, wants=("latency", "memory")).measurements
+    assert measurement.memory is None
+    assert [(each.want, each.reason.partition(":")[0]) for each in measurement.failures] == [("memory", "Its answers are wrong")]
+
+
 def test_a_process_that_fails_is_a_row_and_the_others_are_measured(put, whole_bundle, tmp_path):
     put(Scripted(None, RunFailed("The runner was killed by SIGKILL.", hint="Look at the memory.")))
     result = measure(tmp_path, whole_bundle)

@@ -256,3 +256,9 @@ def test_an_emulator_without_plugins_is_none(tmp_path: Path, monkeypatch: pytest
 def test_sources_are_there_whether_installed_or_not() -> None:
     for name in ("plan.h", "count.c", *(runtime.source for runtime in toolbox.RUNTIMES.values())):
         assert toolbox._source(name).is_file()
+
+
+def test_an_emulator_that_cannot_even_be_started_is_none(tmp_path: Path) -> None:
+    (tmp_path / "broken").write_bytes(b"\x7fELF of another machine")
+    (tmp_path / "broken").chmod(0o755)
+    assert not toolbox._takes_plugins(str(tmp_path / "broken"))
