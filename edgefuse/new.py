@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse import store
@@ -60,7 +61,10 @@ def untrained(config: EncoderConfig, seed: int = 0, speech: Sequence[Tensor] = (
     if speech:
         frames = torch.cat(list(speech))
         mean, istd = frames.mean(dim=0), 1 / frames.std(dim=0)
-        reestimate(encoder, [(normalize(each, mean, istd)[None], torch.tensor([len(each)])) for each in speech])
+        together = pad_sequence([normalize(each, mean, istd) for each in speech], batch_first=True)
+        reestimate(
+            encoder, [(together, torch.tensor([len(each) for each in speech]))]
+        )  # a batch normalizes itself: let it be all
     tokens = ["<blk>", *(f"<{number}>" for number in range(1, config.vocabulary_size))]
     return checkpoints.of_encoder(encoder, mean, istd, tokens)
 
