@@ -1,19 +1,24 @@
 # Two commands matter: `make demo` and `make test`. Both create .venv when it is missing.
 PYTHON ?= python3
 PIP_ARGS ?=
+PYTEST_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 MODELS := demo_app/shared/models
 BUNDLES := out/bundles
+IN_PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 SHAPES := --target executorch --target tflite --seconds 5.12 --chunk-ms 640
 
-.PHONY: demo test lint bench field budget packages clean
+.PHONY: demo test slow lint bench field budget packages clean
 
 demo: $(INSTALLED)  ## export the shipped model to all three targets, verify and time it
 	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny --all --baseline $(MODELS)/conformer-tiny --overwrite -o out/fusionformer-tiny
 
 test: lint  ## what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(IN_PARALLEL)
+
+slow: $(INSTALLED)  ## tests of single exports that take minutes
+	$(IN_PARALLEL) -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -25,7 +30,7 @@ bench: $(INSTALLED)  ## the latency ratios of the architecture in README.md
 	$(BIN)/edgefuse ablation --preset base --precision int8 --seconds 5.12 --target executorch --target tflite
 
 field: $(BUNDLES)/.made  ## tests with emulators, boards and a browser; they need `make packages`, and say so where something is missing
-	EDGEFUSE_BUNDLES=$(BUNDLES) $(BIN)/python -m pytest -m field tests/field
+	EDGEFUSE_BUNDLES=$(BUNDLES) $(BIN)/python -m pytest -m field tests/field $(PYTEST_ARGS)
 
 budget: $(BUNDLES)/.made  ## the exact instruction counts of the shipped model, held against budgets.toml
 	$(BIN)/edgefuse devices setup arm64

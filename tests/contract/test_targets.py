@@ -330,6 +330,7 @@ def test_a_quantized_program_is_near_the_float_one_and_smaller_or_refused_in_wor
         assert_one_partition(target, small)
 
 
+@pytest.mark.slow
 def test_the_blocks_in_an_artifact_are_ours_integer_for_integer(target: Target, tmp_path: Path) -> None:
     asked = quantized_program(dataclasses.replace(SCHEMES["int4-weights"], table={}))
     if target.refusals(asked):
@@ -371,6 +372,7 @@ def long_program() -> Program:
     return program
 
 
+@pytest.mark.slow
 def test_positions_in_8_bits_make_an_artifact_smaller_and_hardly_move_its_answers(
     target: Target, by_positions: Mapping[str, Artifact]
 ) -> None:
@@ -419,6 +421,7 @@ def of_few_bits(checkpoint: Checkpoint) -> Program:
     return dataclasses.replace(program_of(checkpoint, (0.64,), "fp32"), precision="int8-dynamic", quantization=asked)
 
 
+@pytest.mark.slow
 def test_a_conformer_whose_gains_are_folded_is_quantized_as_asked(target: Target, tmp_path: Path) -> None:
     asked = of_few_bits(fold(a_checkpoint("layer", layers=1)).checkpoint)
     if target.refusals(asked):
