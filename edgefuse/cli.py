@@ -502,7 +502,7 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 @click.option("--entry", "entries", multiple=True, help="Only this entry or mode, such as offline; may be given several times.")
 @click.option("--quick", "routine", flag_value="quick", help="3 short processes of each: a first look.")
 @click.option("--thorough", "routine", flag_value="thorough", help="30 long processes of each: to tell small differences.")
-@click.option("--processes", type=click.IntRange(1), help="Fresh processes of each.  [default: the routine's, 12]")
+@click.option("--processes", type=click.IntRange(1, 100), help="Fresh processes of each.  [default: the routine's, 12]")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--cores", metavar="N,N", help="Bind it to these cores, where the device can.")
 @click.option("--paced", is_flag=True, help="Chunks come at the pace of speech.")

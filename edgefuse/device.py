@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Artifact
 
 GROUP = "edgefuse.devices"
+THIS_MACHINE = "this machine"
 Tell = "Callable[[str], AbstractContextManager[object]]"  # progress: a sentence about what is being done
 
 
@@ -65,6 +66,7 @@ class Device(Protocol):
     """One kind of device."""
 
     SUMMARY: str  # one line for `edgefuse devices`
+    HERE: bool  # whether its times are those of this machine's own cores, which one benchmark has at a time
 
     def missing(self) -> Sequence[Lack]:
         """What is not there; imports nothing heavy, and takes no time."""
@@ -128,9 +130,9 @@ def connect(spec: str) -> Iterator[Connection]:
             f"The device {spec!r} needs {', '.join(lack.what for lack in lacking)}.",
             hint=f"Mend it with: {'; '.join(dict.fromkeys(lack.mend for lack in lacking))}",
         )
-    with _alone(spec), device.connect(which) as connection:
+    with _alone(THIS_MACHINE if device.HERE else spec), device.connect(which) as connection:
         own = connection.info.spec  # of what was asked for as "adb" the lock is that of "adb:SERIAL", too
-        with nullcontext() if own == spec else _alone(own):
+        with nullcontext() if device.HERE or own == spec else _alone(own):
             yield connection
 
 

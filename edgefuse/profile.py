@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edgefuse import device as devices
 from edgefuse import store
 from edgefuse.bench.feed import feed_of
-from edgefuse.errors import DeviceRefused, UsageError
+from edgefuse.errors import DeviceRefused, RunFailed, UsageError
 from edgefuse.measurement import QUICK, Job, Profile
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def profile(folder: Path, targets: Sequence[str], tell: Tell) -> list[Profiled]:
     Raises:
         UsageError: the bundle has no such artifact.
         DeviceRefused: nothing of what was asked for can be profiled.
-        RunFailed: a process died, hung, or said what nobody understands.
     """
     with tell("Checking the checksums"):
         bundle = store.read_bundle(folder)
@@ -74,7 +73,7 @@ def _of(host: devices.Connection, bundle: Bundle, artifact: Artifact, tell: Tell
             with tell(f"Profiling {artifact.target}, {artifact.precision}, {entry}"):
                 try:
                     run = host.run(Job(artifact, entry, feed, QUICK, "profile"))
-                except UsageError as error:
+                except (UsageError, RunFailed) as error:  # one that dies does not take the others with it
                     yield replace(told, refusal=error.sentence)
                     continue
             yield replace(told, profile=Profile(run.profile, run.profiled_ns or 0))

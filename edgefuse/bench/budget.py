@@ -39,7 +39,7 @@ LIMITS: Mapping[str, tuple[Clock, ...]] = MappingProxyType(  # and the clocks th
         "latency_p50_ms": WALL,
         "latency_p90_ms": WALL,
         "latency_p99_ms": WALL,
-        "peak_mb": (*WALL, "virtual", "instructions"),
+        "peak_mb": (*WALL, "virtual"),
         "size_mb": (),
         "partitions": (),
         "outside_percent": (),

@@ -38,6 +38,7 @@ from edgefuse_devices.remote import (
 )
 
 SUMMARY = "an Android device, as adb or adb:SERIAL; it must have accepted this host for USB debugging"
+HERE = False
 
 PLACES = ("/data/local/tmp",)  # where Android lets a shell run what it wrote
 FOUND_S = 10  # a server that does not start quickly is not waited for

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Artifact
 
 SUMMARY = "Core ML on this Mac, on the compute units that are allowed"
+HERE = True
 
 TARGET, MODEL = "coreml", "model.mlpackage"
 PACKAGE = "coremltools==9.0"

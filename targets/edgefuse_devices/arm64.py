@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Artifact
 
 SUMMARY = "emulated arm64 CPUs: answers of ARM's kernels, and exact counts of instructions"
+HERE = False
 
 COUNTS, MODEL, CPU, PLUGIN = "counts.jsonl", "model", "cpu", "count.so"  # names in the folder of a run
 SEED = "1"

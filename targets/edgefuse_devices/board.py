@@ -24,6 +24,7 @@ from edgefuse_devices.remote import remote
 from edgefuse_devices.ssh import PLACES, opened, probed
 
 SUMMARY = "an emulated arm64 board whose clock counts instructions: repeatable, no board's latency"
+HERE = False
 
 CPUS: Mapping[str, str] = {
     "cortex-a76": "Cortex-A76, with dot products",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Artifact
 
 SUMMARY = "LiteRT.js in Chromium on this host: WebAssembly, one thread or several"
+HERE = True
 
 CHROMIUM = "EDGEFUSE_CHROMIUM"  # names the browser where it is not on the PATH
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

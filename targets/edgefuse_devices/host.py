@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Artifact
 
 SUMMARY = "this host, by the runtimes that are installed here"
+HERE = True
 
 NAME = "host"
 RUNTIMES = ("executorch", "ai-edge-litert", "torch", "coremltools", "numpy")

@@ -40,6 +40,7 @@ from edgefuse_devices.remote import (
 )
 
 SUMMARY = "a 64-bit ARM Linux board, as ssh:USER@HOST; hosts and keys as in your ssh configuration"
+HERE = False
 
 CONFIG = "EDGEFUSE_SSH_CONFIG"
 CONNECT_S = 20

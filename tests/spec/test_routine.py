@@ -30,6 +30,7 @@ class Scripted:
     """A kind of device, and the connection to the only one: `acts` are done one a job, and None is to do nothing wrong."""
 
     SUMMARY = "a device that follows a script"
+    HERE = False
 
     def __init__(self, *acts, clock="device", lacks=(), refuses=None):
         self.acts, self.lacks, self.refuses = list(acts), lacks, refuses
@@ -281,6 +282,13 @@ def test_two_benchmarks_at_once_on_one_device_are_one_too_many(put):
     with device.connect("scripted"), busy, device.connect("scripted"):
         pass
     with device.connect("scripted"):
+        pass
+
+
+def test_what_computes_on_this_machine_is_measured_one_at_a_time_whatever_it_is_called(put):
+    put(Scripted()).HERE = True
+    busy = pytest.raises(DeviceBusy, match="Another benchmark runs on this machine")
+    with device.connect("host"), busy, device.connect("browser"):
         pass
 
 
