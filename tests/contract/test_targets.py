@@ -464,6 +464,7 @@ def test_a_folded_encoder_has_no_norm_and_is_one_partition_where_the_runtime_del
     assert_one_partition(target, artifact)
 
 
+@pytest.mark.slow
 def test_the_norms_of_encoders_as_trained_are_found(target: Target, tmp_path: Path) -> None:
     kinds = ("batch", "layer")
     encoders = {norm: encoder_of(a_checkpoint(norm, layers=1, norm_residual="block")) for norm in kinds}

@@ -63,6 +63,7 @@ def test_a_bar_is_a_most_or_a_least():
     assert not Row("tflite", streaming=True, name="a", to="b", bar=0.7, least=True).kept(0.69)
 
 
+@pytest.mark.slow
 def test_fewer_bits_are_timed_in_turns_with_fp32_of_both_models():
     routine = Turns(rounds=2, warm_up=0)
     (measured,) = compare("tiny", ["reference"], routine, precision=SCHEMES["int8"], seconds=[0.64], tell=silent)
