@@ -32,7 +32,6 @@ FILES = (KERNEL, INITRD, DISK, KEY, f"{KEY}.pub", f"{HOST_KEY}.pub")
 SUITE = "trixie"  # the first Debian whose adbd is in the archive for arm64
 SETUP = "edgefuse devices setup board"
 AGAIN = f"It goes on where it was stopped with: {SETUP}"
-MIRROR = "http://deb.debian.org/debian"  # where this machine's own apt knows none
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 USERLAND = ("busybox-static", "dropbear-bin", "adbd")  # and what they depend on
 KERNEL_PACKAGE = "linux-image-cloud-arm64"  # depends on the newest one, whose name has its version
@@ -292,11 +291,17 @@ def _fetch() -> tuple[Sequence[Path], Path]:
 
 
 def _mirror() -> str:
-    """The Debian mirror that this machine's apt uses, if it uses one."""
+    """The Debian mirror that this machine's apt uses; a `SetupFailed` where it uses none."""
     told = process.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"], limit_s=TOOL_S
     )
-    return next(iter(told.stdout.split()), MIRROR).rstrip("/")
+    mirror = next(iter(told.stdout.split()), None)
+    if mirror is None:
+        raise SetupFailed(
+            "This machine's apt knows no mirror of Debian, where the board comes from.",
+            hint=f"Add one to the sources of apt, then: {SETUP}",
+        )
+    return mirror.rstrip("/")
 
 
 def _apt(at: Path, tool: str, *arguments: str) -> str:
