@@ -70,30 +70,38 @@ class Positions(nn.Module):
 class Hidden(nn.Module):
     """What is added to the scores of the keys of a block: 0 where they are valid, -10000 where not, (1, 1, reach).
 
-    Two blocks that look equally far back, at the same frame rate, share one.
+    Two blocks that look equally far back, at the same frame rate, share one. A Performer has no scores: it counts its keys, those
+    of the chunk alone, as 1 where they are valid and 0 where not.
     """
 
     first_frame: Tensor
     last_frame: Tensor
     score: Tensor
+    one: Tensor
     rate: Tensor
 
-    def __init__(self, context: Context, frames: int, rate: int) -> None:
+    def __init__(self, context: Context, frames: int, rate: int, *, counts: bool) -> None:
         """For `frames` keys of a block's own, `rate` per encoder frame of the output; without a chunk there is no past."""
         super().__init__()
+        self.counts = counts
         reach, left = context.reach(frames), context.left or 0
         first = torch.arange(reach, dtype=torch.float32)[None, None] - left  # 0 is the chunk's first
         self.chunked, self.is_faster = context.chunk is not None, rate > 1
         if self.chunked:
             self.register_buffer("first_frame", first)
         self.register_buffer("last_frame", first + 1)
-        self.register_buffer("score", torch.tensor([HIDDEN]))  # a number in the code would be cast in an fp16 graph
+        if counts:
+            self.register_buffer("one", torch.ones(1))
+        else:
+            self.register_buffer("score", torch.tensor([HIDDEN]))  # a number in the code would be cast in an fp16 graph
         if self.is_faster:
             self.register_buffer("rate", torch.tensor([float(rate)]))
 
     def forward(self, length: Tensor, past: Tensor | None = None) -> Tensor:
         """`length` valid frames of the output; in a chunk also `past` cached ones."""
         hidden = torch.clamp(self._own(length) - self.last_frame, -1.0, 0.0)  # -1 where nothing is said any more
+        if self.counts:
+            return hidden + self.one
         if past is not None:
             hidden = torch.clamp(self.first_frame + self._own(past), -1.0, 0.0) + hidden  # -1 where nothing has been said yet
         return hidden * self.score
@@ -114,18 +122,15 @@ class _Network(nn.Module):
         self.order = [made.setdefault(block, len(made)) for block, _ in layers]
         places = [self.order.index(number) for number in range(len(made))]
         self.blocks = nn.ModuleList(
-            [
-                _Block(layers[i][0], positions_within(encoder.table, owns[i], self.contexts[i]), shapes[i], owns[i])
-                for i in places
-            ]
+            [_Block(layers[i][0], positions_within(encoder.table, owns[i], self.contexts[i]), shapes[i], owns[i]) for i in places]
         )
-        kinds: dict[tuple[Context, int, int], int] = {}
-        needed = [(c, own, shape.frames) for c, own, shape in zip(self.contexts, owns, shapes, strict=True)]
-        self.hiding = [
-            kinds.setdefault(key, len(kinds)) if shape.attention != "none" else None
-            for key, shape in zip(needed, shapes, strict=True)
-        ]
-        self.hidden = nn.ModuleList([Hidden(*key) for key in kinds])
+        kinds: dict[tuple[Context, int, int, bool], int] = {}
+        self.hiding: list[int | None] = []
+        for shape, own, sees in zip(shapes, owns, self.contexts, strict=True):
+            counts = shape.attention == "performer"
+            kind = (FULL if counts else sees, own, shape.frames, counts)
+            self.hiding.append(None if shape.attention == "none" else kinds.setdefault(kind, len(kinds)))
+        self.hidden = nn.ModuleList([Hidden(c, own, rate, counts=counts) for c, own, rate, counts in kinds])
 
     def layers(self) -> list[tuple["_Block", int | None]]:
         """Each block in the order in which they run, and which `hidden` it wants."""
@@ -258,10 +263,9 @@ class _Block(nn.Module):
         super().__init__()
         self.macaron, self.feed_forward = _FeedForward(source.macaron), _FeedForward(source.feed_forward)
         self.stride, self.attends = shape.stride, source.attends
-        if isinstance(source.attention if self.attends else None, Performer):
-            self.norm_attention, self.attention = _norm(source.norm_attention), _Performer(source.attention, frames)
-        elif self.attends:
-            self.norm_attention, self.attention = _norm(source.norm_attention), _Attention(source.attention, table)
+        if self.attends:
+            self.norm_attention = _norm(source.norm_attention)
+            self.attention = _attention(source.attention, table, frames)
         self.convolution = _Convolution(source.convolution)
         self.norm_final = _norm(source.norm_final)
         self.half_step = source.half_step
@@ -269,10 +273,12 @@ class _Block(nn.Module):
 
     @property
     def caches(self) -> int:
-        """How many it has: two of attention, and one of the convolution."""
-        return 3 if self.attends else 1
+        """How many it has: two of softmax attention or one of a Performer's, and one of the convolution."""
+        attention = (1 if isinstance(self.attention, _Performer) else 2) if self.attends else 0
+        return attention + 1
 
     def forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """`hidden` is what its `Hidden` gives, or None where it has no attention."""
         x = self.sum1(x + self._step(self.macaron(x)))
         if self.attends:
             x = self.sum2(every(x, self.stride) + self.attention(self.norm_attention(x), hidden))
@@ -374,16 +380,19 @@ class _Attention(nn.Module):
         return x.reshape(x.shape[1], self.heads, self.head_dimension).transpose(0, 1)
 
 
-class _Performer(nn.Module):
-    """phi(q)' S / phi(q)' z, with S and z over the utterance, or over a cache and the chunk.
+def _attention(source: Attention | Performer, table: Tensor, frames: int) -> nn.Module:
+    return _Performer(source, frames) if isinstance(source, Performer) else _Attention(source, table)
 
-    Sums over a whole utterance are kept small by counting every key as 1 / T, which the ratio does not notice.
+
+class _Performer(nn.Module):
+    """phi(q)' S / phi(q)' z over the utterance, or over a cache and the chunk; S and z side by side as S' = sum phi(k) (v, 1)'.
+
+    Over a whole utterance every key counts as 1 / T, which the ratio does not notice: the sums then fit fp16.
     """
 
     share: Tensor
     offset: Tensor
-    silence: Tensor
-    unit: Tensor
+    ones: Tensor
 
     def __init__(self, source: Performer, frames: int) -> None:
         super().__init__()
@@ -393,18 +402,35 @@ class _Performer(nn.Module):
         self.heads, self.head_dimension = source.heads, source.head_dimension
         self.input, self.mixed, self.mix = Point("query", "key", "value"), Point("output"), Point(of="output")
         self.queries, self.keys, self.values = Point(of="query"), Point(of="key"), Point(of="value")
-        self.register_buffer("offset", torch.tensor([OFFSET]))
         self.register_buffer("share", torch.tensor([1.0 / frames]))
-        self.register_buffer("unit", torch.tensor([1.0 / HIDDEN]))  # turns a score that hides into -1
-        self.register_buffer("ones", torch.ones(1, 1, 1))
-        self.register_buffer("silence", torch.zeros(self.heads, self.head_dimension, self.head_dimension + 1))
+        self.register_buffer("offset", torch.tensor([OFFSET]))
+        self.register_buffer("ones", torch.ones(self.heads, frames, 1))
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        return self._attend(x, self._sums(x, hidden, self.share))
+    def forward(self, x: Tensor, counted: Tensor) -> Tensor:
+        return self._answer(x, self._sums(x, counted * self.share))
 
-    def stream(self, x: Tensor, hidden: Tensor, sums: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for a chunk, after cached sums; and these with the chunk's."""
-        raise NotImplementedError
+    def stream(self, x: Tensor, counted: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a chunk, after the cached S' (H, d_k, d_k + 1) of all before; and S' with the chunk's."""
+        sums = sums + self._sums(x, counted)
+        return self._answer(x, sums), sums
+
+    def _sums(self, x: Tensor, counted: Tensor) -> Tensor:
+        k = self._phi(self.keys(self.key(self.input(x)))) * counted.transpose(1, 2)
+        v = torch.cat((self._split(self.values(self.value(self.input(x)))), self.ones), dim=2)
+        return torch.bmm(self._split(k).transpose(1, 2), v)
+
+    def _answer(self, x: Tensor, sums: Tensor) -> Tensor:
+        both = torch.bmm(self._split(self._phi(self.queries(self.query(self.input(x))))), sums)
+        ratio = both[:, :, : self.head_dimension] / both[:, :, self.head_dimension :]
+        mixed = self.mixed(ratio.transpose(0, 1).reshape(1, x.shape[1], self.heads * self.head_dimension))
+        return self.mix(self.output(mixed))  # type: ignore[no-any-return]
+
+    def _phi(self, x: Tensor) -> Tensor:
+        return F.relu(x) + self.offset
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(1, T, width) to (H, T, d_k)."""
+        return x.reshape(x.shape[1], self.heads, self.head_dimension).transpose(0, 1)
 
 
 class _Convolution(nn.Module):

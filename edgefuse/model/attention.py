@@ -25,7 +25,15 @@ def hide(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, bias: Tensor, mask: Tensor, context: Context, stride: int
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor,
+    mask: Tensor,
+    context: Context,
+    *,
+    stride: int = 1,
 ) -> Tensor:
     """softmax(q (k + p)' + b) v: q, k, v (B, H, T, d_k); p (1, H, W, d_k), b (1, H, 1, W) over the W = context.reach(T) keys.
 
@@ -77,10 +85,12 @@ class Attention(nn.Module):
         q, k, v = self.query(asking, sight.left), self._split(self.key(x, valid)), self._split(self.value(x, valid))
         if self.relative:
             p = self.position(sight.table, torch.ones_like(sight.table[..., 0], dtype=torch.bool))
-            mixed = attend(self._queries(q), k, v, self._split(p), self.key_bias(p), sight.mask, sight.context, self.stride)
+            mixed = attend(
+                self._queries(q), k, v, self._split(p), self.key_bias(p), sight.mask, sight.context, stride=self.stride
+            )
         else:
             nowhere = torch.zeros_like(sight.table[:, None, :1, :1])
-            mixed = attend(self._split(q) * self.scale, k, v, nowhere, nowhere, sight.mask, sight.context, self.stride)
+            mixed = attend(self._split(q) * self.scale, k, v, nowhere, nowhere, sight.mask, sight.context, stride=self.stride)
         return self.output(mixed.transpose(1, 2).flatten(2), sight.left)  # type: ignore[no-any-return]
 
     def key_bias(self, p: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ torch.fx.wrap("attend_linearly")  # the plan's tracer knows no element type and 
 
 
 def phi(x: Tensor) -> Tensor:
-    """phi(x) = relu(x) + 1e-3."""
+    """The kernel, relu(x) + 1e-3: of queries and of keys."""
     return F.relu(x) + OFFSET
 
 
