@@ -382,7 +382,7 @@ class _Attention(nn.Module):
         return x.reshape(x.shape[1], self.heads, self.head_dimension).transpose(0, 1)
 
 
-def _attention(source: Attention | Performer, table: Tensor, frames: int) -> _Attention | _Performer:
+def _attention(source: Attention | Performer, table: Tensor, frames: int) -> "_Attention | _Performer":
     return _Performer(source, frames) if isinstance(source, Performer) else _Attention(source, table)
 
 
