@@ -11,9 +11,10 @@ from edgefuse.errors import FoldInexact
 from edgefuse.fold.algebra import Affine, affine_of, chained
 from edgefuse.fold.flow import LAYERS
 from edgefuse.fold.plan import AFFINE
-from edgefuse.model import SUBSAMPLING, Encoder
+from edgefuse.model import Encoder
 from edgefuse.model.attention import Attention
 from edgefuse.model.normalization import EPSILON
+from edgefuse.model.streaming import every
 from edgefuse.values import Checkpoint, Fold, FoldedModel
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class _Site:
     writes: Affine | None
 
 
+PADDING = 68  # feature frames by which each utterance of a probe is shorter than the one before
 BOUND = 1e-10  # relative; what is observed is about 1e-14
 Seen = dict[str, tuple[tuple[Tensor, ...], Tensor]]  # by path of a module: what it takes, and what it gives
 
@@ -43,7 +45,7 @@ class Exactness:
 
     Attributes:
         sites: per layer that absorbed something, on the input that it really sees, in the basis in which it sees it.
-        end_to_end: of the logits of a batch with padding, valid frames only.
+        end_to_end: of the logits of a batch with padding, valid frames only; of a cascade the worse of its heads.
     """
 
     sites: Mapping[str, float]
@@ -72,20 +74,19 @@ def exactness(checkpoint: Checkpoint, folded: FoldedModel, features: Tensor, len
     layers = {} if checkpoint.config.folded else _absorbing(folded, before)
     seen, handles = _watch(before, {path for name, site in layers.items() for path in (_pair(name), site.takes)})
     with torch.no_grad():
-        wanted, valid = before(features, lengths)
-        got, _ = after(features, lengths)
+        answers = [*zip(before.answers(features, lengths), after.answers(features, lengths), strict=True)]
         for handle in handles:
             handle.remove()
         sites = {name: _site_error(name, site, seen, before, after) for name, site in layers.items()}
-    frames = torch.arange(wanted.shape[1]) < valid[:, None]
-    return Exactness(sites, _relative(wanted[frames], got[frames]))
+    frames = torch.arange(answers[0][0].shape[1]) < (lengths // checkpoint.config.reduction)[:, None]
+    return Exactness(sites, max(_relative(wanted[frames], got[frames]) for wanted, got in answers))
 
 
 def probe(mel_bins: int, seconds: float = 4.0, utterances: int = 3) -> tuple[Tensor, Tensor]:
     """A padded batch of noise in the range of normalized features, for a fold without speech at hand."""
     frames = int(seconds * 100)
     features = torch.randn(utterances, frames, mel_bins, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    lengths = torch.tensor([frames - i * 17 * SUBSAMPLING for i in range(utterances)])
+    lengths = torch.tensor([frames - i * PADDING for i in range(utterances)])
     return features * (torch.arange(frames) < lengths[:, None])[..., None], lengths
 
 
@@ -137,21 +138,22 @@ def _watch(model: nn.Module, paths: set[str]) -> tuple[Seen, list[torch.utils.ho
 
 def _site_error(layer: str, site: _Site, seen: Seen, before: Encoder, after: Encoder) -> float:
     """The folded layer, on the very input of what it replaces."""
-    (x, *rest), output = seen[site.takes][0], _with_constants(layer, seen[_pair(layer)][1], before)
+    (x, *rest), (own, *others) = seen[site.takes][0], seen[_pair(layer)][0]
+    output = _with_constants(layer, seen[_pair(layer)][1], before)
     if site.stays:
         x = after.get_submodule(site.takes)(x, *rest)
+    x = every(x, x.shape[1] // own.shape[1])  # the queries of a stride are fewer than what their norm sees
     if site.reads:
         x = (x - site.reads.shift) / site.reads.scale
     if site.writes:
         output = output / site.writes.scale
-    return _relative(output, after.get_submodule(_pair(layer))(x, *seen[_pair(layer)][0][1:]))
+    return _relative(output, after.get_submodule(_pair(layer))(x, *others))
 
 
 def _with_constants(layer: str, output: Tensor, model: Encoder) -> Tensor:
     """What the unfolded model does with a layer's output before the next layer sees it."""
-    if layer.endswith(".query.linear"):
-        attention = model.get_submodule(layer.removesuffix(".query.linear"))
-        assert isinstance(attention, Attention)  # noqa: S101 - the plan names no other query
+    attention = model.get_submodule(layer.removesuffix(".query.linear"))
+    if isinstance(attention, Attention):
         return (output + attention.u.flatten() if attention.relative else output) * attention.scale
     if layer.endswith(".w2.linear"):
         return output * 0.5

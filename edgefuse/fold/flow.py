@@ -48,6 +48,11 @@ class Flow:
         """Every call of a module."""
         return [node for node in self.graph.nodes if node.op == "call_module" and node.target == name]
 
+    @staticmethod
+    def users(node: fx.Node) -> list[fx.Node]:
+        """What computes with the value of a node, and not only with its shape."""
+        return [user for user in node.users if user.target is not getattr and user.target != "size"]
+
     def passes(self, node: fx.Node) -> bool:
         """Whether a node does nothing to the channels of its first argument but move them, or leave out other things."""
         if node.op == "call_method" and node.target in MOVES:
@@ -83,9 +88,11 @@ class Flow:
         return f"the weight of {name} is used twice: the layer runs {len(calls)} times, not always with this norm"
 
 
-def trace(model: nn.Module, *example: object) -> Flow:
-    """The graph of any traceable model; `example` is what its forward takes."""
-    graph = _Tracer().trace(model.eval())
+def trace(model: nn.Module, *example: object, method: str = "forward") -> Flow:
+    """The graph of any traceable model; `example` is what its `method` takes."""
+    tracer = _Tracer()
+    tracer.traced_func_name = method
+    graph = tracer.trace(model.eval())
     for placeholder in graph.find_nodes(op="placeholder"):
         placeholder.args = ()  # default values: the example has a value for each
     traced = fx.GraphModule(model, graph)
@@ -98,9 +105,10 @@ def between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
     """From a node along its only user to another, that one left out; it ends where there is more than one user."""
     while first is not last:
         yield first
-        if len(first.users) != 1:
+        following = Flow.users(first)
+        if len(following) != 1:
             return
-        first = next(iter(first.users))
+        first = following[0]
 
 
 def axis_before(node: fx.Node, axis: int) -> int:

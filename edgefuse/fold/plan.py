@@ -17,7 +17,7 @@ from edgefuse.model.streaming import FULL
 from edgefuse.values import Fold, Refusal
 
 AFFINE = ".affine"  # behind the name of a layer norm: its gain and its shift
-PROBE_FRAMES = 4  # encoder frames to trace with, and so many times the subsampling of feature frames
+PROBE_FRAMES = 4  # encoder frames to trace with
 
 
 def plan(encoder: Encoder) -> tuple[Fold | Refusal, ...]:
@@ -27,18 +27,18 @@ def plan(encoder: Encoder) -> tuple[Fold | Refusal, ...]:
     """
     frames = PROBE_FRAMES * encoder.config.reduction
     features = torch.zeros(1, frames, encoder.config.mel_bins, dtype=encoder.ctc.weight.dtype)
-    norms = plan_norms(encoder, features, torch.tensor([frames]), FULL)
+    norms = plan_norms(encoder, features, torch.tensor([frames]), FULL, method="answers")
     if encoder.config.folded:
         return tuple(site for site in norms if isinstance(site, Refusal))
     return (*_all_or_none(norms, encoder), *_constants(encoder))
 
 
-def plan_norms(model: nn.Module, *example: object) -> tuple[Fold | Refusal, ...]:
-    """Every norm of any traceable model, judged by its place in the graph; `example` is what its forward takes.
+def plan_norms(model: nn.Module, *example: object, method: str = "forward") -> tuple[Fold | Refusal, ...]:
+    """Every norm of any traceable model, judged by its place in the graph; `example` is what its `method` takes.
 
     A norm that runs several times, because its block does, is one site.
     """
-    flow = trace(model, *example)
+    flow = trace(model, *example, method=method)
     norms = flow.norms()
     sites: dict[str, tuple[Fold | Refusal, ...]] = {}
     judged: dict[str, Fold | Refusal] = {}
@@ -58,7 +58,7 @@ def plan_norms(model: nn.Module, *example: object) -> tuple[Fold | Refusal, ...]
 
 def _layer_norm(name: str, calls: list[fx.Node], flow: Flow) -> Iterator[Fold | Refusal]:
     """A layer norm stays; its gain and shift are those of the layers behind it, where only linears take it."""
-    consumers = [user for call in calls for user in call.users]
+    consumers = [user for call in calls for user in flow.users(call)]
     problem = _not_linears(consumers, flow)
     if problem is None:
         yield Fold(f"{name}{AFFINE}", tuple(dict.fromkeys(str(c.target) for c in consumers)), "affine before")
@@ -77,7 +77,7 @@ def _norm_after(name: str, calls: list[fx.Node], flow: Flow) -> Fold | Refusal |
     if twice := flow.used_twice(layer, set(found)):
         return Refusal(name, twice)
     paths = (between(first, call) for first, call in zip(found, calls, strict=True))
-    if any(len(node.users) != 1 for path in paths for node in path):
+    if any(len(flow.users(node)) != 1 for path in paths for node in path):
         return Refusal(name, f"the output of {layer} is also used without the norm")
     return Fold(name, (layer,), "norm after")
 

@@ -52,7 +52,7 @@ def stream_of(calls: list[fx.Node], flow: Flow) -> Stream:
     """Follow the output of a norm from each of its calls."""
     stream, carriers = Stream(), [(call, flow.channels(call)) for call in calls]
     for node, axis in carriers:  # it grows on the way
-        for user in node.users:
+        for user in flow.users(node):
             if flow.passes(user):
                 carriers.append((user, axis_after(user, axis)))
             elif user.target in SUMS:
@@ -102,7 +102,7 @@ def _write(total: fx.Node, node: fx.Node, axis: int, stream: Stream, flow: Flow)
     source = others[0] if len(others) == 1 and len(total.args) == 2 and not total.kwargs else None  # noqa: PLR2004 - two terms
     told = "it stands on the residual stream: its output is the skip path as well, and what {} adds to it is {}"
     while isinstance(source, fx.Node):
-        if len(source.users) != 1:
+        if len(flow.users(source)) != 1:
             return told.format(total.name, "also used elsewhere")
         module = flow.module(source)
         if isinstance(module, (*LAYERS, *AFFINE_NORMS)):

@@ -86,7 +86,7 @@ def convert_norm(
     before = _read(start)
     stores, tokens = features or speech / "features", Tokens(before.tokens)
     corpus = heard_by(before, load_speech(speech, "train", stores))
-    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens))
+    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, before.config.reduction))
     dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
     output.mkdir(parents=True, exist_ok=True)
     training = fit(before, corpus, dev, output, recipe, resume=resume, precision=precision)
