@@ -21,7 +21,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)  # noqa: SLF001 - the one common base of BatchNorm1d and 2d
 MOVES = ("permute", "transpose")  # methods that only move axes
 AFFINE = ".affine"  # behind the name of a layer norm: its gain and its shift
-PROBE_FRAMES = 16  # feature frames to trace with: enough for four encoder frames
+PROBE_FRAMES = 4  # encoder frames to trace with
 
 
 class _Tracer(fx.Tracer):
@@ -39,16 +39,19 @@ def plan(encoder: Encoder) -> tuple[Fold | Refusal, ...]:
 
     A folded encoder comes out of the fold as it went in: what is left in it stays.
     """
-    features = torch.zeros(1, PROBE_FRAMES, encoder.config.mel_bins, dtype=encoder.ctc.weight.dtype)
-    norms = plan_norms(encoder, features, torch.tensor([PROBE_FRAMES]), FULL)
+    frames = PROBE_FRAMES * encoder.config.reduction
+    features = torch.zeros(1, frames, encoder.config.mel_bins, dtype=encoder.ctc.weight.dtype)
+    norms = plan_norms(encoder, features, torch.tensor([frames]), FULL, method="answers")
     if encoder.config.folded:
         return tuple(site for site in norms if isinstance(site, Refusal))
     return (*norms, *_constants(encoder))
 
 
-def plan_norms(model: nn.Module, *example: object) -> tuple[Fold | Refusal, ...]:
-    """Every norm of any traceable model, judged by its place in the graph; `example` is what its forward takes."""
-    graph = _Tracer().trace(model.eval())
+def plan_norms(model: nn.Module, *example: object, method: str = "forward") -> tuple[Fold | Refusal, ...]:
+    """Every norm of any traceable model, judged by its place in the graph; `example` is what its `method` takes."""
+    tracer = _Tracer()
+    tracer.traced_func_name = method
+    graph = tracer.trace(model.eval())
     for placeholder in graph.find_nodes(op="placeholder"):
         placeholder.args = ()  # default values: the example has a value for each
     traced = fx.GraphModule(model, graph)

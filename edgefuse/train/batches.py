@@ -14,13 +14,15 @@ from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from edgefuse.decode.tokens import Tokens, character_tokens
+from edgefuse.errors import UsageError
 from edgefuse.frontend.log_mel import normalize
-from edgefuse.model.config import SUBSAMPLING
+from edgefuse.model.config import FEATURE_HOP_MS
 from edgefuse.train.augment import Augmentation, augment, draw_tempo, mask, warp_tempo
-from edgefuse.train.features import FeatureStore
+from edgefuse.train.features import FeatureStore, Stored
 
 CHARACTERS = character_tokens()
 BUCKETS = 12
+FEWEST_ALIGNED = 0.5  # of the utterances; a corpus always has some that are broken
 FEWEST_PER_BUCKET = 50  # a bucket must fill some batches, or the rest of each becomes a small batch
 
 
@@ -137,12 +139,23 @@ def _quantiles(durations_s: list[float], buckets: int) -> list[float]:
     return [ranked[len(ranked) * number // buckets] for number in range(1, buckets)]
 
 
-def trainable(cuts: CutSet, store: FeatureStore, tokens: Tokens) -> CutSet:
-    """Only cuts that CTC can align: an encoder frame for every token, and a blank between equal neighbours."""
-    return cuts.filter(lambda cut: _aligns(store.utterances[cut.id].count, store.utterances[cut.id].text, tokens)).to_eager()
+def trainable(cuts: CutSet, store: FeatureStore, tokens: Tokens, reduction: int) -> CutSet:
+    """Only cuts that CTC can align: an encoder frame, of so many feature frames, for every token, and a blank between equals.
+
+    Raises:
+        UsageError: there are fewer frames than tokens in most of them.
+    """
+    held = cuts.filter(lambda cut: _aligns(store.utterances[cut.id], tokens, reduction)).to_eager()
+    if len(held) < len(cuts) * FEWEST_ALIGNED:
+        raise UsageError(
+            f"With {reduction * FEATURE_HOP_MS} ms per frame CTC can align {len(held)} of {len(cuts)} utterances only: "
+            "the others have fewer frames than tokens.",
+            hint="Reduce the frame rate less, or learn longer tokens with: --vocabulary-size",
+        )
+    return held
 
 
-def _aligns(frames: int, text: str, tokens: Tokens) -> bool:
-    ids = tokens.encode(text)
+def _aligns(stored: Stored, tokens: Tokens, reduction: int) -> bool:
+    ids = tokens.encode(stored.text)
     repeats = sum(1 for now, then in pairwise(ids) if now == then)
-    return 0 < len(ids) + repeats <= frames // SUBSAMPLING
+    return 0 < len(ids) + repeats <= stored.count // reduction

@@ -89,7 +89,7 @@ def fine_tune(
     rounding = rounding_of(folded, scheme, calibration, speech)
     stores, tokens = features or speech / "features", Tokens(folded.checkpoint.tokens)
     corpus = _heard_by(folded.checkpoint, load_speech(speech, "train", stores))
-    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens))
+    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, folded.checkpoint.config.reduction))
     dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
     output.mkdir(parents=True, exist_ok=True)
     training = fit(folded, rounding, corpus, dev, output, recipe, resume=resume)

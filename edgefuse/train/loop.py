@@ -104,11 +104,10 @@ def train(
     stores = features or speech / "features"
     corpus = load_speech(speech, "train", stores)
     tokens = learn_tokens((utterance.text for utterance in corpus.store.utterances.values()), recipe.vocabulary_size)
-    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens))
+    config = recipe.encoder(len(tokens))
+    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, config.reduction))
     dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
-    training = fit(
-        corpus, dev, output, recipe, recipe.encoder(len(tokens)), tokens, begin=begin, resume=resume, precision=precision
-    )
+    training = fit(corpus, dev, output, recipe, config, tokens, begin=begin, resume=resume, precision=precision)
     encoder = finish(training, corpus, tokens)
     written = output / "checkpoint"
     written.mkdir(exist_ok=True)
