@@ -134,7 +134,9 @@ class Training(Steps):
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
         """(1 - share) CTC(vocabulary) + share CTC(characters), per token."""
-        logits, lengths = self.answer(self.encoder, batch.features, batch.lengths, context)
+        depth = draw_depth(self.recipe, self.encoder.config.layers, self.global_step)
+        told = {} if depth is None else {"depth": depth}
+        logits, lengths = self.encoder(batch.features, batch.lengths, context, **told)
         share, encoded = self.recipe.character_share_at(self.global_step, self.steps), self._encoded.pop()
         loss = torch.zeros(())
         if share < 1:
@@ -197,6 +199,14 @@ def draw_context(recipe: Recipe, step: int) -> Context:
         return FULL
     chunk, left = (int(torch.randint(fewest, most + 1, (), generator=draw)) for fewest, most in (CHUNK_FRAMES, LEFT_FRAMES))
     return Context(chunk, left)
+
+
+def draw_depth(recipe: Recipe, layers: int, step: int) -> int | None:
+    """N ~ Uniform{1..layers}, so many layers are run in a step (Layer Consistency, arXiv 2105.00812 [R abstract]); None: all."""
+    if not recipe.sampled_depth:
+        return None
+    draw = Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    return int(torch.randint(1, layers + 1, (), generator=draw))
 
 
 @torch.no_grad()
