@@ -34,7 +34,7 @@ from edgefuse.train.batches import Batch, Batches, trainable
 from edgefuse.train.features import FeatureStore, open_or_compute, read_cuts
 from edgefuse.train.module import Answer, Steps, Training, evaluate
 from edgefuse.train.pieces import learn_tokens
-from edgefuse.train.recipe import Recipe
+from edgefuse.train.recipe import PRETRAINED, Recipe
 from edgefuse.values import Checkpoint
 from edgefuse.verify.wer import WordErrors
 
@@ -91,9 +91,10 @@ def train(
 
     ``features`` keeps the log-mel frames, ``speech``/features by default; several trainings may share it. ``resume`` goes
     on from the last whole epoch in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
-    encoder is where the training begins; its vocabulary may be another one, and characters need not come first any more.
+    encoder is where the training begins; its vocabulary may be another one, and characters need not come first any more, but for
+    one that was pre-trained without words.
     """
-    if start:
+    if start and not (start / PRETRAINED).is_file():
         recipe = replace(recipe, characters_first=0.0)
     torch.set_num_threads(threads)
     require_free_run(output, resume=resume)
