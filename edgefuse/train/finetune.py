@@ -144,7 +144,7 @@ def settled(training: FineTuning, folded: FoldedModel) -> FoldedModel:
     training.rounding.settle(encoder)
     encoder.config = before.config
     tuned = checkpoints.of_encoder(encoder.double(), before.frontend_mean, before.frontend_istd, before.tokens)
-    return FoldedModel(tuned, folded.plan, parent=folded.digest)
+    return FoldedModel(tuned, folded.plan, parent=folded.digest, origin=folded.origin)
 
 
 def _read(start: Path) -> FoldedModel:
