@@ -30,9 +30,9 @@ SHORT = replace(PRETRAINING, architecture=ARCHITECTURE, epochs=30, batch_seconds
 
 @pytest.fixture(scope="module")
 def unlabelled(tmp_path_factory):
-    """Tones, and nobody says what they mean: half of the cuts have no text, the others not even a place for one."""
+    """Tones that last, and nobody says what they mean: half of the cuts have no text, the others not even a place for one."""
     folder = tmp_path_factory.mktemp("unlabelled")
-    words = ["abc", "bad cab", "cad", "dab a", "add", "bcd dc", "ab ba", "cba", "dad", "a bad dab", "cc", "d a b"]
+    words = [letter * length for length in (8, 11, 14) for letter in "afkp"]
     for name in ("train", "dev"):
         write_corpus(folder, name, words)
         cuts = [*CutSet.from_file(folder / f"{name}.cuts.jsonl.gz")]
@@ -111,7 +111,7 @@ def test_speech_without_transcripts_is_enough_to_learn_from(pretrained):
     written = checkpoints.read(pretrained.folder)
     assert told["digest"] == written.digest
     assert "untrained" in told["what"]
-    assert all(float(written.weights["blocks.0.macaron.w1.norm.running_var"].std()) > 0 for _ in [0])
+    assert written.tokens == TOKENS.symbols
 
 
 def test_a_training_begins_with_the_encoder_and_learns_characters_first(pretrained, tmp_path, monkeypatch):
@@ -147,6 +147,7 @@ def test_the_command_says_what_was_learnt_and_goes_on_from_there(unlabelled, tmp
     run = ["pretrain", "--speech", str(unlabelled), "-o", str(tmp_path / "run"), "--epochs", "1"]
     assert cli.run([*run, "--architecture", str(file), "--layers-sampled"]) == 0
     assert f"go on with: edgefuse train --from {tmp_path / 'run' / 'checkpoint'}" in capsys.readouterr().out
-    assert cli.run(run) == 111 or "holds a training already" in capsys.readouterr().err
+    assert cli.run(run) != 0
+    assert "holds a training already" in capsys.readouterr().err
     assert cli.run(["pretrain", "--speech", str(tmp_path), "-o", str(tmp_path / "other")]) != 0
     assert "There is no train.cuts.jsonl.gz" in capsys.readouterr().err
