@@ -200,7 +200,12 @@ def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str,
     """What stands in `edgefuse.json`, its own digest apart; `files` maps relative paths to size and sha256."""
     return {
         "schema": SCHEMA,
-        "model": {"name": bundle.config.name, "config": bundle.config.to_json(), "tokens": "tokens.txt", **_parameters(bundle.config)},
+        "model": {
+            "name": bundle.config.name,
+            "config": bundle.config.to_json(),
+            "tokens": "tokens.txt",
+            **_parameters(bundle.config),
+        },
         "lineage": {
             "checkpoint": bundle.checkpoint,
             "folded": bundle.folded,

@@ -209,7 +209,16 @@ def export(
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
-        click.echo("\n".join([*rows.moved_lines(verified), *rows.streaming_lines(verified.bundle), *rows.depth_lines(verified.bundle), f"Bundle: {output}"]))
+        click.echo(
+            "\n".join(
+                [
+                    *rows.moved_lines(verified),
+                    *rows.streaming_lines(verified.bundle),
+                    *rows.depth_lines(verified.bundle),
+                    f"Bundle: {output}",
+                ]
+            )
+        )
 
 
 @cli.command()

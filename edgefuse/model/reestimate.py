@@ -70,7 +70,9 @@ def _accumulate(
 
 def _mixtures(encoder: Encoder) -> list[_Mixture]:
     """What listens to each norm that runs several times."""
-    shared = [m for m in encoder.blocks.modules() if isinstance(m, BatchNorm | UnifiedNorm)] if encoder.config.shared_blocks else []
+    shared = (
+        [m for m in encoder.blocks.modules() if isinstance(m, BatchNorm | UnifiedNorm)] if encoder.config.shared_blocks else []
+    )
     return [_Mixture(norm) for norm in shared]
 
 

@@ -19,6 +19,7 @@ from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.graph import BITS, dequantized, in_whole_blocks, round_weights
 from edgefuse.quantize.palette import PALETTE, palettized
 from edgefuse.quantize.plan import asked
+from edgefuse.quantize.scheme import require_blocks_apart
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,6 +37,7 @@ def prepare(folded: FoldedModel, scheme: Scheme, graph: nn.Module, calibration: 
     What it answers in float is no longer what `folded` answers: parity and words are judged against `folded`.
     """
     checkpoint = folded.checkpoint
+    require_blocks_apart(checkpoint.config)
     source = equalized(folded, calibration.peaks).checkpoint if calibration and scheme.equalize else checkpoint
     means = calibration.means(equalized=scheme.equalize) if calibration and scheme.bias_correction else {}
     heard = calibration.products(equalized=scheme.equalize) if calibration and scheme.rounding == "gptq" else {}

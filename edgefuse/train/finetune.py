@@ -32,7 +32,7 @@ from edgefuse.model import Encoder
 from edgefuse.quantize.calibrate import calibration_of, kind_of
 from edgefuse.quantize.encoder import Rounding, require_learnable
 from edgefuse.quantize.plan import plan
-from edgefuse.quantize.scheme import Scheme
+from edgefuse.quantize.scheme import Scheme, require_blocks_apart
 from edgefuse.refold import fold_exactly
 from edgefuse.speech import TestSet, Utterance
 from edgefuse.train.batches import trainable
@@ -53,7 +53,7 @@ from edgefuse.train.loop import (
 )
 from edgefuse.train.module import FineTuning
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
-from edgefuse.values import Checkpoint, FoldedModel
+from edgefuse.values import FoldedModel
 
 SCHEME = "scheme.toml"
 CHUNKS = Chunks(640, 2560)  # whose ranges all chunks have
@@ -110,6 +110,7 @@ def fine_tune(
 
 def rounding_of(folded: FoldedModel, scheme: Scheme, place: Path | None, corpus: Path) -> Rounding:
     """Lay a scheme out on the graphs of whole utterances and of chunks; ranges are of speech that `corpus` does not test on."""
+    require_blocks_apart(folded.checkpoint.config)
     program = lower(folded, (1.0,), "fp32", (CHUNKS,))
     scheme.precisions(tuple(site.layer for site in sites_of(program.entries[0].graph)))  # before anything is listened to
     if not scheme.calibrated:

@@ -107,6 +107,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     stores = features or speech / "features"
     corpus = load_speech(speech, "train", stores)
+    _require_transcripts(corpus)
     tokens = learn_tokens((utterance.text for utterance in corpus.store.utterances.values()), recipe.vocabulary_size)
     config = recipe.encoder(len(tokens))
     corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, config.reduction))
@@ -152,6 +153,11 @@ def run(training: Steps, batches: EpochBatches, output: Path, *, resume: bool, p
     with _quiet():
         trainer = _trainer(output, training.recipe, precision, training.steps)
         trainer.fit(training, datamodule=batches, ckpt_path=output / LAST if resume else None, weights_only=False)
+
+
+def _require_transcripts(corpus: Speech) -> None:
+    if not any(utterance.text.split() for utterance in corpus.store.utterances.values()):
+        raise UsageError("No utterance of the corpus has a transcript.", hint="Learn from speech alone with: edgefuse pretrain")
 
 
 def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:

@@ -9,12 +9,13 @@ import torch
 from edgefuse import checkpoint as checkpoints
 from edgefuse import cli, store
 from edgefuse.depth import lowest
-from edgefuse.errors import UsageError
+from edgefuse.errors import BadScheme, UsageError
 from edgefuse.model import Encoder
 from edgefuse.model.config import Stage
 from edgefuse.model.cost import parameters
 from edgefuse.model.reestimate import reestimate
 from edgefuse.pipeline import export
+from edgefuse.quantize.scheme import SCHEMES
 from edgefuse.refold import refold
 from edgefuse.report import rows
 from edgefuse.report.page import page
@@ -150,3 +151,15 @@ def test_parameters_of_shared_blocks_are_stored_once_and_run_as_often_as_there_a
     assert (told["parameters"], told["parameters_run"]) == (eight.stored, eight.run)
     assert cli.run(["inspect", str(tmp_path / "shared")]) == 0
     assert "8 blocks are one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-dynamic", "int4-weights"])
+def test_a_shared_block_is_not_quantized_and_that_is_said(precision, order, calibration, tmp_path):
+    store.write_checkpoint(tmp_path / "shared", a_checkpoint(**DEEPER, shared_blocks=True))
+    with pytest.raises(BadScheme, match="3 blocks of this model are one"):
+        export(
+            tmp_path / "shared",
+            tmp_path / "bundle",
+            replace(order, precision=SCHEMES[precision], calibration=calibration, depth=3),
+        )
+    assert not (tmp_path / "bundle").exists()

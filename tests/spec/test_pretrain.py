@@ -84,9 +84,7 @@ def test_only_hidden_frames_count_in_the_loss(padded_batch):
     loss = training.loss(a_batch(features, lengths), Context())
     torch.manual_seed(5)
     masks = hide(features, lengths, 4, training.masking, Generator().manual_seed(int(torch.randint(2**31, ())))).masks
-    wanted = [
-        (features[row, 4 * frame : 4 * frame + 4] - 0.25).abs().mean() for row, frame in masks.nonzero().tolist()
-    ]
+    wanted = [(features[row, 4 * frame : 4 * frame + 4] - 0.25).abs().mean() for row, frame in masks.nonzero().tolist()]
     torch.testing.assert_close(loss, torch.stack(wanted).mean())
 
 
@@ -126,6 +124,12 @@ def test_a_training_begins_with_the_encoder_and_learns_characters_first(pretrain
     begun, given = seen[0].encoder.state_dict(), checkpoints.read(pretrained.folder).weights
     assert all(torch.equal(begun[name], tensor) for name, tensor in given.items() if "running" not in name and "num_" not in name)
     assert seen[0].recipe.characters_first == recipe.characters_first > 0
+
+
+def test_a_training_with_transcripts_that_are_none_points_to_the_pretraining(unlabelled, tmp_path):
+    with pytest.raises(UsageError, match="No utterance of the corpus has a transcript") as told:
+        train(unlabelled, tmp_path / "run", replace(SHORT, vocabulary_size=512))
+    assert "edgefuse pretrain" in str(told.value.hint)
 
 
 def test_a_cascade_is_not_pretrained(unlabelled, tmp_path):
