@@ -209,16 +209,8 @@ def export(
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
-        click.echo(
-            "\n".join(
-                [
-                    *rows.moved_lines(verified),
-                    *rows.streaming_lines(verified.bundle),
-                    *rows.depth_lines(verified.bundle),
-                    f"Bundle: {output}",
-                ]
-            )
-        )
+        told = [*rows.moved_lines(verified), *rows.streaming_lines(verified.bundle), *rows.depth_lines(verified.bundle)]
+        click.echo("\n".join([*told, f"Bundle: {output}"]))
 
 
 @cli.command()
@@ -820,7 +812,7 @@ def pretrain(
     as_json: bool,
     **recipe: Any,  # noqa: ANN401 - the recipe's own fields
 ) -> None:
-    """Train an encoder on speech without transcripts, to say what is hidden from it; `edgefuse train --from` goes on from there."""
+    """Train an encoder on speech without transcripts, to say what is hidden from it; `train --from` goes on from there."""
     from edgefuse.report import rows, terminal
     from edgefuse.train.pretrain import PRETRAINING
     from edgefuse.train.pretrain import pretrain as run

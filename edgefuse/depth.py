@@ -3,8 +3,8 @@
     h_0 = subsampling(x);  h_i = block_i(h_{i-1});  logits = head(h_N), N <= layers
 
 Blocks that are shared are all the same, and N says how often the one is run; a training with --layers-sampled makes the head
-understand every N. Batch statistics are no weights: the head's norm has seen h of other depths, and so has every norm of a block that
-is shared. They should be estimated again at N.
+understand every N. Batch statistics are no weights: the norm of the head has seen h of other depths, and so has every norm of a
+block that is shared. They should be estimated again at N.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def lowest(checkpoint: Checkpoint, depth: int) -> Checkpoint:
     """The checkpoint of the lowest `depth` blocks of another, with the same subsampling and the same head.
 
     Raises:
-        UsageError: fewer than one block or more than there are; a checkpoint that is folded, or a cascade; a depth below a stride.
+        UsageError: fewer than one block or more than there are; a checkpoint that is folded; a cascade; a depth below a stride.
     """
     config = checkpoint.config
     _require_sense(config, depth)
@@ -44,7 +44,8 @@ def lowest(checkpoint: Checkpoint, depth: int) -> Checkpoint:
 def _require_sense(config: EncoderConfig, depth: int) -> None:
     if not 1 <= depth <= config.layers:
         raise UsageError(
-            f"A depth of {depth} is none of a model with {config.layers} layers.", hint=f"Pass --depth 1 to {config.layers}."
+            f"A depth of {depth} is none of a model with layers 1 to {config.layers}.",
+            hint="Leave --depth away for all of them.",
         )
     if config.second_pass:
         raise UsageError(

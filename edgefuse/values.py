@@ -85,7 +85,7 @@ class Origin:
     Attributes:
         checkpoint: its digest.
         layers: how many it has.
-        statistics: digest of the speech on which batch statistics were estimated at the new depth; "" where they are the old ones.
+        statistics: digest of the speech on which batch statistics were estimated at the new depth; "": they are the old ones.
     """
 
     checkpoint: str

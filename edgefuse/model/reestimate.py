@@ -77,7 +77,7 @@ def _mixtures(encoder: Encoder) -> list[_Mixture]:
 
 
 class _Mixture:
-    """Moments of all valid frames that a norm sees, whichever of its runs they are of: mean = sum x / n, var = sum x^2 / n - mean^2."""
+    """Moments of all valid frames that a norm sees, in whichever run: mean = sum x / n, var = sum x^2 / n - mean^2."""
 
     def __init__(self, norm: BatchNorm | UnifiedNorm) -> None:
         """Listen from now on."""

@@ -7,9 +7,10 @@ With the letters of the code, x (T, 80) normalized log-mel and r its frames per 
     h   = encoder(x~), of N blocks; N ~ Uniform{1..layers} where the depth is sampled
     loss = mean over all j with m_j = 1 of |W h_j + b - (x_{jr}, .., x_{jr+r-1})|
 
-Layer Consistency (arXiv 2105.00812 [R abstract]) trains a shared block so; of its masks and its loss nothing could be read [?]. Ours
-are spans of 200 ms that hide about two fifths of an utterance, and L1 [I]. A hidden frame is 0, the mean of all speech, as SpecAugment
-hides it: a fine-tuning hears nothing that is new, and nothing but W and b, which are thrown away, is learnt besides the encoder.
+Layer Consistency (arXiv 2105.00812 [R abstract]) trains a shared block so; of its masks and its loss nothing could be read [?].
+Ours are spans of 200 ms that hide about two fifths of an utterance, and L1 [I]. A hidden frame is 0, the mean of all speech, as
+SpecAugment hides it: a fine-tuning hears nothing that is new, and nothing is learnt besides the encoder but W and b, which are
+thrown away.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pre-training: speech without transcripts in, a checkpoint out whose encoder `edgefuse train --from` begins with.
 
-A checkpoint has a CTC head, and tokens: this one's head is untrained, and its tokens are the English characters, so that it can be
-read, folded and measured as any other. `pretrained.json` beside its weights says so, and a training that begins with it learns
-characters first, as one does that begins with nothing.
+A checkpoint has a CTC head, and tokens: this one's head is untrained, and its tokens are the English characters, so that it can
+be read, folded and measured as any other. `pretrained.json` beside its weights says so, and a training that begins with it
+learns characters first, as one does that begins with nothing.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def _with_holes(
 def _describe(pretrained: Pretrained, checkpoint: Checkpoint, recipe: Recipe, masking: Masking) -> None:
     """`pretrained.json`: what this checkpoint is, and what it is not."""
     told = {
-        "what": "An encoder that has heard speech without transcripts; its CTC head is untrained. Begin with it: edgefuse train --from",
+        "what": "An encoder that has heard speech without transcripts; its CTC head is untrained.",
+        "next": f"edgefuse train --from {pretrained.folder}",
         "digest": checkpoint.digest,
         "loss": {"before": pretrained.before, "after": pretrained.after, "of the mean": pretrained.mean},
         "masking": asdict(masking),

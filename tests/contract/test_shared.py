@@ -13,14 +13,13 @@ from tests.conftest import a_checkpoint, a_config
 
 WIDE = {"dimension": 64, "heads": 4, "feed_forward": 192, "kernel": 15, "subsampling_channels": 4}
 BYTES = 4  # of a float32
-SLOW = pytest.mark.slow
 
 
-def size(name: str, folder: Path, layers: int, *, shared: bool) -> int:
-    """Of an artifact with two entries."""
+def size(name: str, folder: Path, layers: int, *, shared: bool, streams: bool = True) -> int:
+    """Of an artifact with an entry for whole utterances, and mostly one for chunks."""
     folded = fold(a_checkpoint(**WIDE, layers=layers, shared_blocks=shared))
-    program = lower(folded, (0.64,), "fp32", (Chunks(320, 640),))
-    place = folder / f"{name}-{layers}-{shared}"
+    program = lower(folded, (0.64,), "fp32", (Chunks(320, 640),) if streams else ())
+    place = folder / f"{name}-{layers}-{shared}-{streams}"
     place.mkdir()
     return store.size_bytes(targets.find(name).export(program, place, "model").path)
 
@@ -31,21 +30,26 @@ def block_bytes() -> int:
     return BYTES * (two - one)
 
 
-@pytest.fixture(params=["tflite", pytest.param("executorch", marks=SLOW), pytest.param("coreml", marks=SLOW)])
-def name(request: pytest.FixtureRequest) -> str:
-    """The name of a target whose packages are there."""
-    lacking = targets.shelf()[request.param].load().missing()
-    if lacking:
-        pytest.skip(f"{request.param} needs {', '.join(lacking)}")
-    return str(request.param)
+def require(name: str) -> None:
+    """Skip where the packages of a target are not there."""
+    if lacking := targets.shelf()[name].load().missing():
+        pytest.skip(f"{name} needs {', '.join(lacking)}")
 
 
-def test_a_shared_block_that_runs_more_often_adds_its_graph_and_none_of_its_weights(name, tmp_path):
-    once, thrice = (size(name, tmp_path, layers, shared=True) for layers in (1, 3))
-    assert 0 < thrice - once < block_bytes() / 4
+every_target = pytest.mark.parametrize("name", ["tflite", "executorch", "coreml"])
 
 
-@SLOW
-def test_blocks_that_are_not_shared_are_each_stored(name, tmp_path):
-    shared, apart = (size(name, tmp_path, 8, shared=shared) for shared in (True, False))
-    assert apart - shared > 6.9 * block_bytes()
+def test_a_shared_block_that_runs_twice_adds_its_graph_and_none_of_its_weights(tmp_path):
+    require("tflite")
+    once, twice = (size("tflite", tmp_path, layers, shared=True, streams=False) for layers in (1, 2))
+    assert 0 < twice - once < block_bytes() / 10
+
+
+@pytest.mark.slow
+@every_target
+def test_eight_blocks_that_are_one_are_stored_once_for_whole_utterances_and_chunks_together(name, tmp_path):
+    require(name)
+    one, eight = (size(name, tmp_path, layers, shared=True) for layers in (1, 8))
+    apart = size(name, tmp_path, 8, shared=False)
+    assert 0 < eight - one < block_bytes() / 2  # the graph of seven more
+    assert apart - eight > 6.9 * block_bytes()

@@ -58,7 +58,7 @@ def test_all_layers_are_the_checkpoint_itself():
 @pytest.mark.parametrize(
     ("changes", "depth", "words"),
     [
-        ({}, 0, "A depth of 0 is none of a model with 3 layers"),
+        ({}, 0, "A depth of 0 is none of a model with layers 1 to 3"),
         ({}, 4, "A depth of 4"),
         ({}, -1, "A depth of -1"),
         ({"second_pass": 1}, 2, "cascade"),
