@@ -68,7 +68,7 @@ def hide(features: Tensor, lengths: Tensor, reduction: int, masking: Masking, dr
     """Cut holes into normalized features (B, T, mels) of lengths (B,); an encoder frame covers `reduction` of them."""
     masks = masking.draw((lengths // reduction).cpu(), draw).to(features.device)
     frames = masks.shape[1] * reduction
-    targets = features[:, :frames].unflatten(1, (masks.shape[1], reduction)).flatten(2)
+    targets = features[:, :frames].reshape(len(features), masks.shape[1], -1)
     holes = F.pad(masks.repeat_interleave(reduction, dim=1), (0, features.shape[1] - frames))
     return Hidden(features.masked_fill(holes[..., None], 0.0), targets, masks)
 
