@@ -37,7 +37,9 @@ def refold(
     if speech is None and chunks is not None:
         raise UsageError("Chunks change nothing but the statistics.", hint="Say on which speech: --reestimate SPEECH")
     if speech is not None:
-        checkpoint = reestimated(checkpoint, read_speech(speech), Context(*chunks.frames(checkpoint.config.frame_ms)) if chunks else FULL)
+        checkpoint = reestimated(
+            checkpoint, read_speech(speech), Context(*chunks.frames(checkpoint.config.frame_ms)) if chunks else FULL
+        )
     folded, exact = fold_exactly(folder, checkpoint)
     store.write_folded(output, folded, exact, overwrite=overwrite)
     return folded, exact
