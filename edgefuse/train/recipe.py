@@ -37,6 +37,7 @@ class Recipe:
     characters_first: float = 0.12  # of the steps: characters alone; see module.py
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
+    stream_share: float = 0.0  # beside the loss of a conversion: how far each block is from the teacher's; see convert_norm.py
     anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
     augmentation: Augmentation = field(default_factory=Augmentation)
 
