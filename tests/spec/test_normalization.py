@@ -113,13 +113,13 @@ def test_unified_normalization_is_what_the_paper_computes(first, warm_up, outlie
     told = Told(norm.weight.tolist(), norm.bias.tolist(), 4, warm_up, filtering)
     norm.num_batches_tracked.fill_(first)
     told.iteration = first
-    for number, x in enumerate(batches(14)):
-        x = x * (20.0 if number == 10 else 1.0)
+    for number, ordinary in enumerate(batches(14)):
+        x = ordinary * (20.0 if number == 10 else 1.0)
         y, (of_x, of_gamma, of_beta) = passed(norm, x)
         slopes = torch.sin(torch.arange(y.numel(), dtype=torch.float64)).reshape(-1, CHANNELS)
         wanted = told.step(x.reshape(-1, CHANNELS).tolist(), slopes.tolist())
-        for mine, theirs in zip((y, of_x, of_gamma, of_beta), wanted, strict=True):
-            theirs = torch.tensor(theirs, dtype=torch.float64)
+        for mine, numbers in zip((y, of_x, of_gamma, of_beta), wanted, strict=True):
+            theirs = torch.tensor(numbers, dtype=torch.float64)
             torch.testing.assert_close(mine.reshape(theirs.shape), theirs, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(norm.running_var.tolist(), told.running)
     torch.testing.assert_close(norm.ema_gz.tolist(), told.ema)
