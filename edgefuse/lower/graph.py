@@ -114,8 +114,8 @@ class Hidden(nn.Module):
 class _Network(nn.Module):
     """The modules of both graphs: blocks that are one in the encoder are one here, and so is what hides keys alike."""
 
-    def __init__(self, encoder: Encoder, layers: Sequence[tuple[Block, BlockShape]], frames: int, context: Context) -> None:
-        super().__init__()
+    def _lay(self, encoder: Encoder, layers: Sequence[tuple[Block, BlockShape]], frames: int, context: Context) -> None:
+        """Make them, for so many encoder frames at once."""
         shapes = [shape for _, shape in layers]
         self.contexts = [context.within(shape.frames, shape.left) for shape in shapes]
         owns = [frames * shape.frames for shape in shapes]
@@ -152,8 +152,9 @@ class DeploymentGraph(_Network):
 
     def __init__(self, encoder: Encoder, frames: int) -> None:
         """Build it from an encoder for T encoder frames; weights are shared with the encoder, not copied."""
-        super().__init__(encoder, encoder.layers, frames, FULL)
+        super().__init__()
         self.subsampling = _Subsampling(encoder.subsampling)
+        self._lay(encoder, encoder.layers, frames, FULL)
         self.head = _second_head(encoder) if encoder.config.second_pass else _first_head(encoder)
 
     def forward(self, features: Tensor, length: Tensor) -> Tensor:
@@ -170,7 +171,8 @@ class SecondPassGraph(_Network):
 
     def __init__(self, encoder: Encoder, frames: int) -> None:
         """Build it from a cascade for T encoder frames; weights are shared with the encoder, not copied."""
-        super().__init__(encoder, encoder.second_pass, frames, FULL)
+        super().__init__()
+        self._lay(encoder, encoder.second_pass, frames, FULL)
         self.head = _second_head(encoder)
 
     def forward(self, encoded: Tensor, length: Tensor) -> Tensor:
@@ -194,9 +196,10 @@ class StreamingGraph(_Network):
 
     def __init__(self, encoder: Encoder, chunk: int, left: int) -> None:
         """Build it from an encoder for chunks after a past, both in encoder frames; weights are shared, not copied."""
-        super().__init__(encoder, encoder.first_pass, chunk, Context(chunk, left))
+        super().__init__()
         self.left = left
         self.subsampling = _Subsampling(encoder.subsampling)
+        self._lay(encoder, encoder.first_pass, chunk, Context(chunk, left))
         self.head = _first_head(encoder)
         self.is_first_pass = encoder.config.second_pass > 0
         self.register_buffer("step", torch.tensor([float(chunk)]))
