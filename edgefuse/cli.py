@@ -804,7 +804,7 @@ def study(
     elif latency:
         from edgefuse.bench.turns import Turns
 
-        cost_rows(plan, output, Turns(rounds=rounds, threads=threads), tell=terminal.step)
+        cost_rows(plan, output, Turns(rounds=rounds, threads=threads), names=names, tell=terminal.step)
     elif speech is None:
         raise UsageError("Nothing says on which speech.", hint="Name a corpus with: --speech CORPUS; or add --latency")
     else:

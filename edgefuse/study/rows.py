@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -111,14 +110,12 @@ def _check(plan: Plan, row: Row) -> None:
         raise UsageError(f"The row {row.name!r}: {error.sentence}", hint=error.hint) from error
 
 
-def require_built(config: EncoderConfig, *, sampled_depth: bool = False) -> Encoder:
+def require_built(config: EncoderConfig) -> Encoder:
     """The encoder of a config, with fresh weights, once it is sure that it has what is special about it.
 
     Raises:
         Refused: the encoder ignores a part of its config, or cannot be built.
     """
-    if sampled_depth and "depth" not in inspect.signature(Encoder.forward).parameters:
-        raise Refused("This encoder cannot run fewer layers than it has.", hint="Leave the row out.")
     special = {name: value for name, value in config.to_json().items() if name in OPTIONAL}
     try:
         built = Encoder(config)

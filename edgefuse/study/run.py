@@ -11,6 +11,7 @@ import torch
 
 from edgefuse.bench.turns import Turns
 from edgefuse.errors import EdgefuseError, Refused, UsageError
+from edgefuse.study.costs import TARGETS, measure, renewed
 from edgefuse.study.page import write_page
 from edgefuse.study.results import (
     COSTS,
@@ -22,7 +23,7 @@ from edgefuse.study.results import (
     write_json,
     write_results,
 )
-from edgefuse.study.rows import Plan, Row
+from edgefuse.study.rows import BASE, Plan, Row
 from edgefuse.study.train import Corpus, as_json, load_corpus, train_row
 
 PAGE = "STUDY.md"
@@ -70,11 +71,11 @@ def train_rows(
     return results
 
 
-def cost_rows(plan: Plan, folder: Path, turns: Turns, *, tell: Tell) -> Results:
-    """Measure what all rows cost, in one run, and write the page."""
-    from edgefuse.study.costs import TARGETS, measure
-
-    write_json(folder / COSTS, measure(plan, TARGETS, turns, tell=tell))
+def cost_rows(plan: Plan, folder: Path, turns: Turns, *, names: Sequence[str] = (), tell: Tell) -> Results:
+    """Measure what all rows cost, in one run, and write the page; some rows beside the base replace their figures only."""
+    chosen = [plan.row(name) for name in dict.fromkeys((BASE, *names))] if names else list(plan.rows)
+    before = collect(folder).costs if names else {}
+    write_json(folder / COSTS, renewed(before, measure(plan, chosen, TARGETS, turns, tell=tell)))
     return report(plan, folder)
 
 

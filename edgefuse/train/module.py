@@ -132,17 +132,24 @@ class Training(Steps):
         encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
-        """(1 - share) CTC(vocabulary) + share CTC(characters), per token."""
-        depth = draw_depth(self.recipe, self.encoder.config.layers, self.global_step)
-        told = {} if depth is None else {"depth": depth}
-        logits, lengths = self.encoder(batch.features, batch.lengths, context, **told)
+        """(1 - share) CTC(vocabulary) + share CTC(characters), per token; of a cascade the mean over both heads [I]."""
+        heads, lengths = self._heads(batch, context)
         share, encoded = self.recipe.character_share_at(self.global_step, self.steps), self._encoded.pop()
         loss = torch.zeros(())
         if share < 1:
-            loss = (1 - share) * ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
+            losses = [ctc_loss(logits, lengths, batch.targets, batch.target_lengths) for logits in heads]
+            loss = (1 - share) * torch.stack(losses).mean()
         if share > 0:
             loss = loss + share * ctc_loss(self.characters(encoded), lengths, batch.characters, batch.character_lengths)
         return loss
+
+    def _heads(self, batch: Batch, context: Context) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The logits of every head, and their lengths."""
+        if self.encoder.config.second_pass:
+            return self.encoder.answers(batch.features, batch.lengths, context), batch.lengths // self.encoder.config.reduction
+        depth = draw_depth(self.recipe, self.encoder.config.layers, self.global_step)
+        logits, lengths = self.encoder(batch.features, batch.lengths, context, depth)
+        return (logits,), lengths
 
 
 class FineTuning(Steps):

@@ -21,7 +21,6 @@ from edgefuse_targets.half import halved
 from tests.conftest import a_checkpoint
 from tests.spec.test_frontend import snr_db, speech
 
-
 SAMPLES, FEATURES = of_samples(40), of_features(40)
 
 
