@@ -83,11 +83,17 @@ def lines_of(plan: Plan, row: Row) -> Iterator[Line]:
 
 
 def renewed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Costs of before, with those that were measured now in their places."""
+    """Costs of before, with those that were measured now in their places; what could be measured now is not refused any more."""
+    lines = {*now["sizes"], *now["refused"]}
+    stays = {key: why for key, why in before.get("refused", {}).items() if key.split(",")[0] not in lines}
+    return _merged({**before, "refused": stays}, now)
+
+
+def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(before)
     for name, value in now.items():
         old = merged.get(name)
-        merged[name] = renewed(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+        merged[name] = _merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
     return merged
 
 
@@ -232,7 +238,8 @@ def _counted(artifacts: Mapping[str, Artifact], tell: Tell) -> dict[str, Any]:
         return {}
     try:
         with devices.connect(COUNTER) as connection:
-            return {"device": COUNTER, "counts": {key: _count(connection, key, each, tell) for key, each in artifacts.items()}}
+            counts = {key: _count(connection, key, each, tell) for key, each in artifacts.items()}
+            return {"device": COUNTER, "counts": counts, "lacks": ""}
     except DeviceError as error:
         return {"device": COUNTER, "lacks": error.sentence}
 

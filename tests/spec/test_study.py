@@ -11,12 +11,13 @@ import torch
 from edgefuse.errors import BadConfig, Refused, TrainingDiverged, UsageError
 from edgefuse.model import EncoderConfig
 from edgefuse.model.architecture import encoder_config, norm_of, read_architecture
-from edgefuse.study import run as runner
 from edgefuse.study.bars import BARS, BOTH, CLAIMS
+from edgefuse.study.costs import renewed
 from edgefuse.study.page import page
-from edgefuse.study.results import Outcome, Results, collect, outcome_path, read_results, write_results
+from edgefuse.study.results import Outcome, Results, collect, outcome_path, read_results, write_json, write_results
 from edgefuse.study.rows import Plan, Row, read_plan, require_built
 from edgefuse.study.run import report, train_rows
+from edgefuse.train.loop import fit
 from edgefuse.train.module import draw_depth
 from edgefuse.train.recipe import Recipe
 from edgefuse.verify.wer import WordErrors
@@ -65,21 +66,21 @@ def test_a_row_is_trained_once_and_its_errors_are_those_of_both_sets_whole_and_i
     }
     assert set(found.of("conformer")[0].errors[""]) == {"seen", "unseen", "seen, 640 ms", "unseen, 640 ms"}
     assert read_results(tmp_path / "results.json") == found
-    monkeypatch.setattr(runner, "train_row", lambda *_: pytest.fail("it was finished"))
+    monkeypatch.setattr("edgefuse.study.run.train_row", lambda *_: pytest.fail("it was finished"))
     assert train_rows(plan, corpus, tmp_path, seeds=(1,), say=lambda _: None) == found
 
 
 def test_a_finished_row_of_another_recipe_is_refused(tmp_path: Path) -> None:
     plan = Plan(QUICK, (LN,))
     told = {**Outcome("conformer", 1, "trained", {"epochs": 9}).to_json()}
-    runner.write_json(outcome_path(tmp_path, "conformer", 1), told)
+    write_json(outcome_path(tmp_path, "conformer", 1), told)
     with pytest.raises(UsageError, match="another recipe"):
         train_rows(plan, tmp_path, tmp_path, seeds=(1,), say=lambda _: None)
 
 
 def test_an_interrupted_row_goes_on_from_its_last_epoch(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resumed: list[bool] = []
-    whole = runner.train_row.__globals__["fit"]
+    whole = fit
 
     def cut(*given: Any, resume: bool, **told: Any) -> Any:
         resumed.append(resume)
@@ -100,11 +101,11 @@ def test_an_interrupted_row_goes_on_from_its_last_epoch(corpus: Path, tmp_path: 
 def test_a_loss_that_is_no_number_is_a_result_and_a_row_that_cannot_be_built_does_not_stop_the_others(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fit(*given: Any, **_: Any) -> Any:
+    def failing(*given: Any, **_: Any) -> Any:
         config: EncoderConfig = given[4]
         raise (TrainingDiverged if config.norm == "layer" else Refused)("The loss of step 7 is nan.", hint="")
 
-    monkeypatch.setattr("edgefuse.study.train.fit", fit)
+    monkeypatch.setattr("edgefuse.study.train.fit", failing)
     plan = Plan(QUICK, (FUSED, LN))
     with pytest.raises(Refused, match="1 of 2 trainings could not be run: fusionformer"):
         train_rows(plan, corpus, tmp_path, seeds=(1,), say=lambda _: None)
@@ -207,6 +208,20 @@ def test_the_table_says_what_was_measured_and_what_was_not() -> None:
     assert any(line.startswith("| FusionFormer C | 9 | 5.12 | 46.0 | not run | 0.90 | 0.90 | not run |") for line in lines)
     assert "- cascade: It cannot be lowered." in lines
     assert "- arm64:cortex-a53: It has not been set up." in lines
+
+
+def test_costs_that_are_measured_again_replace_their_own_and_what_was_refused() -> None:
+    before = {
+        "sizes": {"a": 1, "b": 2},
+        "refused": {"b, tflite": "no", "c": "never"},
+        "latency": {"t": {"offline": {"a": 1, "b": 2}}},
+    }
+    now = {"sizes": {"b": 3}, "refused": {}, "latency": {"t": {"offline": {"b": 3}}}}
+    assert renewed(before, now) == {
+        "sizes": {"a": 1, "b": 3},
+        "refused": {"c": "never"},
+        "latency": {"t": {"offline": {"a": 1, "b": 3}}},
+    }
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
