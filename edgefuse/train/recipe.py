@@ -47,6 +47,7 @@ class Recipe:
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
     sampled_depth: bool = False  # each step runs so many layers as it draws: Layer Consistency [R abstract]; see module.py
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
+    anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -92,4 +93,17 @@ FINE_TUNING = Recipe(
     characters_first=0.0,
     chunked_share=0.3,
     teacher_share=1.0,  # 4 bits, unseen, 200 steps of 28 s: 25.6 % before, 20.4 % with the teacher, 25.4 % with CTC alone [M]
+)
+CONVERSION = Recipe(
+    epochs=9,
+    epoch_batches=100,
+    peak_learning_rate=1e-3,
+    last_learning_rate=1e-5,
+    warm_up_share=0.05,
+    average_decay=0.99,
+    character_share=0.0,
+    characters_first=0.0,
+    chunked_share=0.3,
+    teacher_share=1.0,
+    anneal_share=0.4,
 )
