@@ -13,19 +13,20 @@ from torch import Tensor
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse.decode.tokens import Tokens
-from edgefuse.errors import Refused, TrainingDiverged
+from edgefuse.errors import TrainingDiverged
 from edgefuse.model import FULL, Context, Encoder, EncoderConfig
 from edgefuse.model.reestimate import reestimate
 from edgefuse.study.results import CHUNKED, Outcome
 from edgefuse.study.rows import Plan, Row, config_at_depth, require_built
 from edgefuse.train.batches import trainable
+from edgefuse.train.convert_norm import convert_norm
 from edgefuse.train.loop import (
     EVALUATION_BATCH_SECONDS,
     LAST,
-    REESTIMATION_SECONDS,
     TESTS,
     Precision,
     Speech,
+    clean_speech,
     finish,
     fit,
     load_speech,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 CHUNK_MS, LEFT_MS = 640, 2560
 FIRST, SECOND = "first pass", "second pass"
-CONVERSION_SHARE = 0.2  # of the steps, to turn a trained network's norms into others
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +101,12 @@ def _fitted(corpus: Corpus, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
 
 
 def _converted(row: Row, corpus: Corpus, folder: Path, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
-    """Turn the norms of another row's checkpoint into those of this row, in `CONVERSION_SHARE` of the steps."""
-    start = checkpoints.read(folder / "runs" / f"{row.converts}-{recipe.seed}" / "checkpoint")
-    raise Refused(
-        f"There is no conversion of a {start.config.name} for {corpus.folder.name} into {place.name}.", hint="Leave the row out."
+    """Turn the norms of another row's checkpoint into those of this row, taught by what it was."""
+    start, resume = folder / "runs" / f"{row.converts}-{recipe.seed}" / "checkpoint", (place / LAST).is_file()
+    converted = convert_norm(
+        start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads(), precision=_precision()
     )
+    return checkpoints.encoder_of(checkpoints.read(converted.folder)), recipe.epochs * (recipe.epoch_batches or 0)
 
 
 def _precision() -> Precision:
@@ -130,8 +131,7 @@ def _parts(row: Row, encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Iterat
     for depth in row.depths:
         shallow = Encoder(config_at_depth(encoder.config, depth)).eval()
         shallow.load_state_dict(encoder.state_dict())
-        clean = corpus.train.batches(corpus.tokens, EVALUATION_BATCH_SECONDS, seed=recipe.seed)
-        reestimate(shallow, _first_seconds(clean, REESTIMATION_SECONDS))
+        reestimate(shallow, clean_speech(corpus.train, corpus.tokens, recipe.seed))
         yield f"{depth} layers", shallow.config, shallow
 
 
@@ -143,15 +143,6 @@ def _second_pass(encoder: Encoder, features: Tensor, lengths: Tensor, context: C
     """Behind a first pass that may have been streamed; it hears the whole utterance itself."""
     x, valid = encoder.encode(features, lengths, context)
     return encoder.again(x, valid), valid
-
-
-def _first_seconds(batches: Any, seconds: float) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ANN401 - as `Batches`
-    heard = 0.0
-    for batch in batches:
-        yield batch.features, batch.lengths
-        heard += float(batch.lengths.sum()) / 100
-        if heard >= seconds:
-            return
 
 
 def _errors(answer: Answer, config: EncoderConfig, corpus: Corpus) -> dict[str, WordErrors]:
