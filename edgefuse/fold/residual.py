@@ -41,9 +41,7 @@ class Stream:
     @property
     def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Readers and writers as modules, each once."""
-        return tuple(dict.fromkeys(str(n.target) for n in self.readers)), tuple(
-            dict.fromkeys(str(n.target) for n in self.writers)
-        )
+        return tuple(dict.fromkeys(str(n.target) for n in self.readers)), tuple(dict.fromkeys(str(n.target) for n in self.writers))
 
     def is_residual(self, flow: Flow) -> bool:
         """Whether there is more behind the norm than linears."""

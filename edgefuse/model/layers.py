@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from edgefuse.model.config import EncoderConfig, Norm
 from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm, RepBatchNorm, UnifiedNorm
 
+
 KINDS: Mapping[Norm, Callable[[int], nn.Module]] = MappingProxyType(
     {
         "batch": BatchNorm,

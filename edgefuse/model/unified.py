@@ -49,7 +49,7 @@ def unified_norm(rows: Tensor, norm: "UnifiedNorm", step: Step) -> Tensor:
 
 class _UnifiedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, norm: "UnifiedNorm", step: Step) -> Tensor:  # type: ignore[override]  # noqa: ANN401 - autograd's form
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, norm: "UnifiedNorm", step: Step) -> Tensor:  # type: ignore[override]  # noqa: ANN401, E501 - autograd's form
         scale = torch.rsqrt(step.var + norm.eps)
         z = rows.to(scale.dtype) * scale
         ctx.norm, ctx.step = norm, step
