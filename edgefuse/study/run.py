@@ -90,9 +90,15 @@ def report(plan: Plan, folder: Path) -> Results:
 def _finished(plan: Plan, row: Row, seed: int, folder: Path) -> bool:
     path = outcome_path(folder, row.name, seed)
     found = read_outcome(path)
-    if found is not None and found.recipe != as_json(plan.recipe_of(row, seed)):
-        raise UsageError(f"{path} is of another recipe.", hint="Choose another -o, or remove that file and its run.")
-    return found is not None
+    if found is None:
+        return False
+    now = as_json(plan.recipe_of(row, seed))
+    if changed := [name for name, value in found.recipe.items() if now.get(name) != value]:  # what has come since is at rest
+        raise UsageError(
+            f"{path} is of another recipe: other {', '.join(changed)}.",
+            hint="Choose another -o, or remove that file and its run.",
+        )
+    return True
 
 
 def _run(plan: Plan, row: Row, seed: int, corpus: Corpus, folder: Path, say: Callable[[str], None]) -> Failure | None:

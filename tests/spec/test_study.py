@@ -74,7 +74,7 @@ def test_a_finished_row_of_another_recipe_is_refused(tmp_path: Path) -> None:
     plan = Plan(QUICK, (LN,))
     told = {**Outcome("conformer", 1, "trained", {"epochs": 9}).to_json()}
     write_json(outcome_path(tmp_path, "conformer", 1), told)
-    with pytest.raises(UsageError, match="another recipe"):
+    with pytest.raises(UsageError, match="another recipe: other epochs"):
         train_rows(plan, tmp_path, tmp_path, seeds=(1,), say=lambda _: None)
 
 
