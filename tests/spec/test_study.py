@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from edgefuse.bench.turns import Turns
 from edgefuse.errors import BadConfig, Refused, TrainingDiverged, UsageError
-from edgefuse.model import EncoderConfig
+from edgefuse.model import Encoder, EncoderConfig
 from edgefuse.model.architecture import encoder_config, norm_of, read_architecture
+from edgefuse.pipeline import silent
 from edgefuse.study.bars import BARS, BOTH, CLAIMS
-from edgefuse.study.costs import renewed
+from edgefuse.study.costs import measure, renewed
 from edgefuse.study.page import page
 from edgefuse.study.results import Outcome, Results, collect, outcome_path, read_results, write_json, write_results
 from edgefuse.study.rows import Plan, Row, read_plan, require_built
@@ -209,6 +211,33 @@ def test_the_table_says_what_was_measured_and_what_was_not() -> None:
     assert any(line.startswith("| FusionFormer C | 9 | 5.12 | 46.0 | not run | 0.90 | 0.90 | not run |") for line in lines)
     assert "- cascade: It cannot be lowered." in lines
     assert "- arm64:cortex-a53: It has not been set up." in lines
+
+
+def test_every_line_is_timed_in_turns_with_the_base_and_what_cannot_be_built_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"norm": "batch", **TINY, "layers": 3, "shared_blocks": True}
+    rows = (
+        LN,
+        FUSED,
+        Row("shared", "", "", "", "", "", shared, {"sampled_depth": True}, depths=(2,)),
+        Row("cascade", "", "", "", "", "", {"norm": "batch", **TINY, "layers": 2, "second_pass": 1}),
+    )
+
+    def built(config: EncoderConfig) -> Encoder:
+        if config.second_pass:
+            raise Refused("Not here.", hint="")
+        return require_built(config)
+
+    monkeypatch.setattr("edgefuse.study.costs.require_built", built)
+    found = measure(Plan(QUICK, rows), rows, ("reference",), Turns(rounds=2, warm_up=0), tell=silent)
+    lines = {"conformer", "fusionformer", "shared", "shared, 2 layers", "cascade, first pass"}
+    assert found["sizes"].keys() == found["step"].keys() == lines
+    assert found["refused"] == {"cascade": "Not here."}
+    assert found["sizes"]["shared"]["block_parameters"] == found["sizes"]["shared, 2 layers"]["block_parameters"]
+    assert found["sizes"]["conformer"]["stays"] > found["sizes"]["fusionformer"]["stays"] == 0
+    for mode in ("offline", "streaming"):
+        timed = found["latency"]["reference"][mode]
+        assert timed.keys() == lines
+        assert timed["conformer"]["ratio"] == 1.0
 
 
 def test_costs_that_are_measured_again_replace_their_own_and_what_was_refused() -> None:
