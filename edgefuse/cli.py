@@ -720,7 +720,7 @@ def ablation(
 @cli.command()
 @click.option("--speech", type=PATH, required=True, help="A corpus folder, as edgefuse_calibration.synthesize writes it.")
 @click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
-@click.option("--preset", help="tiny, small or base.  [default: tiny]")
+@click.option("--preset", help="study, tiny, small or base.  [default: tiny]")
 @click.option("--norm", type=click.Choice(("batch", "layer")), help="FusionFormer, or its twin.  [default: batch]")
 @architecture_option
 @click.option("--layers-sampled", "sampled_depth", is_flag=True, default=None, help="A step runs 1 to all layers, as it draws.")

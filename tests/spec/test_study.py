@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from edgefuse import checkpoint as checkpoints
+from edgefuse import cli
 from edgefuse.bench.turns import Turns
 from edgefuse.errors import BadConfig, Refused, TrainingDiverged, UsageError
 from edgefuse.model import Encoder, EncoderConfig
@@ -325,6 +327,24 @@ def test_an_architecture_replaces_fields_of_its_norms_preset() -> None:
     with pytest.raises(BadConfig, match="--norm is 'batch'"):
         norm_of(told, "batch")
     assert (norm_of(told, None), norm_of({}, "batch"), norm_of({}, None)) == ("layer", "batch", None)
+
+
+def test_a_new_checkpoint_has_the_architecture_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, made = tmp_path / "mine.toml", tmp_path / "made"
+    file.write_text('norm = "layer"\nlayers = 2\nsubsampling = 8\n')
+    asked = ["new", "--preset", "study", "--architecture", str(file), "-o", str(made)]
+    assert cli.run([*asked, "--norm", "batch"]) == BadConfig.exit_code
+    assert "The architecture's norm is 'layer', and --norm is 'batch'." in capsys.readouterr().err
+    assert cli.run(asked) == 0
+    config = checkpoints.read(made).config
+    assert (config.norm, config.layers, config.subsampling, config.dimension) == ("layer", 2, 8, 96)
+
+
+def test_the_study_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["study", "-o", str(tmp_path)]) == UsageError.exit_code
+    assert "--speech CORPUS" in capsys.readouterr().err
+    assert cli.run(["study", "-o", str(tmp_path), "--speech", str(tmp_path), "--row", "nothing"]) == UsageError.exit_code
+    assert "no row 'nothing'" in capsys.readouterr().err
 
 
 def test_a_sampled_depth_is_uniform_and_the_same_for_the_same_step() -> None:
