@@ -47,7 +47,7 @@ def page(plan: Plan, results: Results) -> str:
         "## What they cost",
         "",
         "Parameters are the stored ones, shared ones once; multiply-accumulates are per second of audio in utterances of 5.12 s;",
-        "latencies and training steps have their ratios to the LayerNorm Conformer (below 1 is faster), medians of runs in turns;",
+        "latencies and training steps have ratios to the LayerNorm Conformer (below 1 is faster), medians of runs in turns;",
         f"instructions are exact, of ExecuTorch on an emulated {COUNTER.partition(':')[2]}, in millions per utterance of 5.12 s",
         "and per chunk. What stays are norms that no fold removes.",
         "",
