@@ -732,6 +732,9 @@ def ablation(
 @click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
 @click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with its weights; its vocabulary may be another.")
 @click.option("--precision", metavar="NAME|FILE", help="Fine-tune it, folded, for fewer bits; an epoch is 100 batches then.")
+@click.option(
+    "--convert-norm", is_flag=True, help="Convert it, a LayerNorm Conformer, to one whose norms fold; an epoch is 100 batches."
+)
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--resume", is_flag=True, help="Go on from the last whole epoch.")
 @json_option
@@ -743,18 +746,26 @@ def train(
     start: Path | None,
     architecture: Path | None,
     precision: str | None,
+    convert_norm: bool,
     calibration: Path | None,
     as_json: bool,
     **recipe: Any,  # noqa: ANN401 - the recipe's own fields
 ) -> None:
-    """Train an encoder with CTC, or fine-tune a folded one for fewer bits, and print its word error rates."""
+    """Train an encoder with CTC, fine-tune a folded one for fewer bits, or convert a Conformer; print its word error rates."""
     from edgefuse.report import rows, terminal
 
     told = {name: value for name, value in recipe.items() if value is not None}
     if architecture is not None:
         told |= _architecture(architecture, told)
+    if convert_norm:
+        _require_convertible(start, precision, told)
     scheme = _trained_for(precision, start, calibration, told)
-    if scheme and start:
+    if convert_norm and start:
+        from edgefuse.train.convert_norm import convert_norm as convert
+        from edgefuse.train.recipe import CONVERSION
+
+        trained = convert(start, speech, output, replace(CONVERSION, **told), resume=resume, threads=threads)
+    elif scheme and start:
         from edgefuse.train.finetune import fine_tune
         from edgefuse.train.recipe import FINE_TUNING
 
@@ -821,6 +832,25 @@ def _architecture(file: Path, told: Mapping[str, Any]) -> dict[str, Any]:
     return {"norm": norm_of(changed, told.get("norm")) or Recipe.norm, "architecture": changed}
 
 
+def _require_convertible(start: Path | None, precision: str | None, told: Mapping[str, object]) -> None:
+    if start is None:
+        raise UsageError("A conversion needs a LayerNorm Conformer to begin with.", hint="Name it with: --from CHECKPOINT")
+    if precision is not None:
+        raise UsageError(
+            "A conversion and a fine-tuning for fewer bits are two steps.",
+            hint="Convert first, fold what comes out, and then: edgefuse train --from FOLDED --precision ...",
+        )
+    _require_own(told, "checkpoint")
+
+
+def _require_own(told: Mapping[str, object], whose: str) -> None:
+    """Refuse options that the checkpoint to begin with decides."""
+    for option in ("architecture", "sampled_depth", "preset", "norm", "vocabulary_size"):
+        if option in told:
+            name = {"sampled_depth": "layers-sampled"}.get(option, option.partition("_")[0])
+            raise UsageError(f"--{name} is the {whose}'s own.", hint=f"Leave --{name} away.")
+
+
 def _trained_for(
     precision: str | None, start: Path | None, calibration: Path | None, told: Mapping[str, object]
 ) -> Scheme | None:
@@ -834,10 +864,7 @@ def _trained_for(
         raise UsageError(f"{scheme} loses nothing that training could win back.", hint="Fine-tune for fewer bits, such as: int8")
     if start is None:
         raise UsageError("Fewer bits are learnt from a folded checkpoint.", hint="Name it with: --from FOLDED")
-    for option in ("architecture", "sampled_depth", "preset", "norm", "vocabulary_size"):
-        if option in told:
-            name = {"sampled_depth": "layers-sampled"}.get(option, option.partition("_")[0])
-            raise UsageError(f"--{name} is the folded checkpoint's own.", hint=f"Leave --{name} away.")
+    _require_own(told, "folded checkpoint")
     return scheme
 
 

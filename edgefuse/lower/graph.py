@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgefuse.fold.algebra import affine_of
 from edgefuse.model import Encoder
 from edgefuse.model.attention import Attention
 from edgefuse.model.config import BlockShape
 from edgefuse.model.fusionformer import Block, Convolution, FeedForward, Subsampling
 from edgefuse.model.layers import NormedConv2d, NormedLinear
-from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm
+from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm, UnifiedNorm
 from edgefuse.model.performer import OFFSET, Performer
 from edgefuse.model.streaming import FULL, Context, positions_within
 
@@ -472,12 +473,18 @@ class _Convolution(nn.Module):
 
 
 class _ChannelsLastBatchNorm(nn.Module):
-    """A batch norm that was not folded, over (1, T, C)."""
+    """A norm with running statistics that was not folded, over (1, T, C): all kinds are a batch norm in evaluation."""
 
-    def __init__(self, source: BatchNorm) -> None:
+    def __init__(self, source: BatchNorm | UnifiedNorm) -> None:
         super().__init__()
-        self.source = nn.BatchNorm1d(source.num_features, eps=source.eps)
-        self.source.load_state_dict(source.state_dict())
+        self.source = nn.BatchNorm1d(len(source.weight), eps=source.eps)
+        if type(source) is BatchNorm:
+            self.source.load_state_dict(source.state_dict())
+            return
+        scale, shift = affine_of(source.state_dict(), source.eps)
+        with torch.no_grad():  # the mean is 0 and the variance 1, as they are when it is made
+            self.source.weight.copy_(scale * (1.0 + source.eps) ** 0.5)
+            self.source.bias.copy_(shift)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.source(x.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
@@ -491,9 +498,9 @@ def _norm(source: nn.Module) -> nn.Module:
     """A norm of the model as a norm of the deployment graph."""
     if isinstance(source, NoNorm):
         return nn.Identity()
-    if isinstance(source, BatchNorm):
+    if isinstance(source, BatchNorm | UnifiedNorm):
         return _ChannelsLastBatchNorm(source)
-    assert isinstance(source, LayerNorm), "a norm is one of three"  # noqa: S101 - `edgefuse.model.layers` makes no other
+    assert isinstance(source, LayerNorm), "a norm has statistics of its own or of a frame"  # noqa: S101 - `edgefuse.model.layers` makes no other
     absorbed = bool((source.weight == 1).all() and (source.bias == 0).all())
     norm = _LayerNorm(source.normalized_shape, eps=source.eps, elementwise_affine=not absorbed)
     if not absorbed:

@@ -108,7 +108,7 @@ def annealed(encoder: Encoder) -> Encoder:
         for name, child in [*parent.named_children()]:
             if (mixture := _mixture(parent, child)) is not None:
                 setattr(parent, name, mixture)
-    return encoder
+    return encoder.to(encoder.ctc.weight.dtype)
 
 
 def _mixture(parent: nn.Module, child: nn.Module) -> nn.Module | None:
@@ -121,7 +121,7 @@ def _mixture(parent: nn.Module, child: nn.Module) -> nn.Module | None:
         return rep
     if isinstance(child, nn.SiLU | nn.GLU):
         following = parent.w2 if isinstance(parent, FeedForward) else cast("Convolution", parent).pointwise2
-        return AnnealedActivation(child, cast("nn.Linear", following.linear).in_features)
+        return AnnealedActivation(child, following.linear.in_features)
     return None
 
 
@@ -183,7 +183,7 @@ def settled(encoder: Encoder) -> Encoder:
     for parent in encoder.modules():
         for absorb in _absorbing(parent):
             absorb()
-    plain = Encoder(converted_config(encoder.config))
+    plain = Encoder(converted_config(encoder.config)).to(encoder.ctc.weight.dtype)
     wanted = plain.state_dict()
     weights = {name.replace(".rep.", ".").removeprefix("rep."): tensor for name, tensor in encoder.state_dict().items()}
     plain.load_state_dict({name: weights[name][: len(like)] if like.ndim else weights[name] for name, like in wanted.items()})
@@ -193,10 +193,10 @@ def settled(encoder: Encoder) -> Encoder:
 def _absorbing(parent: nn.Module) -> Iterator[partial[None]]:
     """c and e of a module's activations into the linears beside them."""
     if isinstance(parent, FeedForward):
-        yield partial(_behind, cast("nn.Linear", parent.w2.linear), cast("AnnealedActivation", parent.activation))
+        yield partial(_behind, parent.w2.linear, cast("AnnealedActivation", parent.activation))
     if isinstance(parent, Convolution):
-        yield partial(_before, cast("nn.Linear", parent.pointwise1.linear), cast("AnnealedActivation", parent.gate))
-        yield partial(_behind, cast("nn.Linear", parent.pointwise2.linear), cast("AnnealedActivation", parent.activation))
+        yield partial(_before, parent.pointwise1.linear, cast("AnnealedActivation", parent.gate))
+        yield partial(_behind, parent.pointwise2.linear, cast("AnnealedActivation", parent.activation))
 
 
 def _behind(linear: nn.Linear, activation: AnnealedActivation) -> None:

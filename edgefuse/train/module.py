@@ -5,8 +5,8 @@ CTC, Sanabria and Metze 2018). It hears characters alone at first: with word pie
 steps where CTC begins, with the same few words for every utterance. The second head belongs to the training and is no part
 of the checkpoint.
 
-A `Taught` training has a teacher instead, the same encoder as it was before it lost its bits or its LayerNorms (self-distillation,
-Hinton et al. 2015).
+A `Taught` training has a teacher instead, the same encoder as it was before it lost its bits or its LayerNorms
+(self-distillation, Hinton et al. 2015).
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ class Recipe:
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
     sampled_depth: bool = False  # each step runs so many layers as it draws: Layer Consistency [R abstract]; see module.py
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
+    stream_share: float = 0.0  # beside the loss of a conversion: how far each block is from the teacher's; see convert_norm.py
     anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
     augmentation: Augmentation = field(default_factory=Augmentation)
 
