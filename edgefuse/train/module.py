@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel
 from edgefuse.decode.greedy import greedy_text
 from edgefuse.decode.tokens import BLANK_ID, Tokens, character_tokens
 from edgefuse.errors import TrainingDiverged
-from edgefuse.model import FULL, Context, Encoder
+from edgefuse.model import FULL, SUBSAMPLING, Context, Encoder
 from edgefuse.model.streaming import valid_frames
 from edgefuse.quantize.encoder import Rounding
 from edgefuse.train.batches import Batch
@@ -129,7 +129,8 @@ class Training(Steps):
         """``steps`` is the length of the learning rate schedule."""
         super().__init__(encoder, tokens, recipe, steps)
         self._encoded: list[Tensor] = []
-        self.characters = nn.Linear(encoder.config.dimension, len(character_tokens()))
+        self.spelled = -(-encoder.config.reduction // SUBSAMPLING)  # characters per frame: speech has more than one in 80 ms
+        self.characters = nn.Linear(encoder.config.dimension, self.spelled * len(character_tokens()))
         encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
@@ -141,7 +142,8 @@ class Training(Steps):
             losses = [ctc_loss(logits, lengths, batch.targets, batch.target_lengths) for logits in heads]
             loss = (1 - share) * torch.stack(losses).mean()
         if share > 0:
-            loss = loss + share * ctc_loss(self.characters(encoded), lengths, batch.characters, batch.character_lengths)
+            spelling: Tensor = self.characters(encoded).unflatten(-1, (self.spelled, -1)).flatten(1, 2)
+            loss = loss + share * ctc_loss(spelling, lengths * self.spelled, batch.characters, batch.character_lengths)
         return loss
 
     def _heads(self, batch: Batch, context: Context) -> tuple[tuple[Tensor, ...], Tensor]:
