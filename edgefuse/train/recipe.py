@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from edgefuse.errors import UsageError
-from edgefuse.model import EncoderConfig, preset
+from edgefuse.model import EncoderConfig
+from edgefuse.model.architecture import encoder_config
+from edgefuse.model.config import Norm
 from edgefuse.train.augment import Augmentation
 
 CHUNK_FRAMES = (4, 32)  # encoder frames: 0.16 s to 1.28 s, the chunks that a device would stream with
 LEFT_FRAMES = (16, 96)  # encoder frames: 0.64 s to 3.84 s
-ARCHITECTURE = ("preset", "norm", "vocabulary_size")  # what a fine-tuning has from the checkpoint that it begins with
+ARCHITECTURE = (
+    "preset",
+    "norm",
+    "architecture",
+    "vocabulary_size",
+)  # what a fine-tuning has from the checkpoint that it begins with
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,8 @@ class Recipe:
     """Hyper-parameters of a training."""
 
     preset: str = "tiny"
-    norm: Literal["batch", "layer"] = "batch"
+    norm: Norm = "batch"
+    architecture: Mapping[str, Any] = field(default_factory=dict)  # fields of the encoder's config that are not the preset's
     vocabulary_size: int = 512  # word pieces; most of what the corpus says is then one token a word
     epochs: int = 7
     epoch_batches: int | None = None  # how many of the corpus an epoch draws; None: all
@@ -36,6 +45,7 @@ class Recipe:
     character_share: float = 0.3  # of the loss: CTC over characters, from a second head; see module.py
     characters_first: float = 0.12  # of the steps: characters alone; see module.py
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
+    sampled_depth: bool = False  # each step runs so many layers as it draws: Layer Consistency [R abstract]; see module.py
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
     stream_share: float = 0.0  # beside the loss of a conversion: how far each block is from the teacher's; see convert_norm.py
     anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
@@ -56,7 +66,7 @@ class Recipe:
 
     def encoder(self, vocabulary_size: int) -> EncoderConfig:
         """The encoder that is trained."""
-        return replace(preset(self.preset, norm=self.norm, vocabulary_size=vocabulary_size), dropout=self.dropout)
+        return encoder_config(self.preset, self.norm, vocabulary_size, {"dropout": self.dropout, **self.architecture})
 
     def character_share_at(self, step: int, steps: int) -> float:
         """The share of the loss over characters at a step."""
