@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Check, Input, Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
+NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `edgefuse.model.config.Norm` has them
 REFERENCE = "reference"  # the target without a runtime: for tests, not one of --all
 MOST_CHARACTERS = 600  # of an error's sentence; a broken file can make it endless
 
@@ -721,7 +722,7 @@ def ablation(
 @click.option("--speech", type=PATH, required=True, help="A corpus folder, as edgefuse_calibration.synthesize writes it.")
 @click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
 @click.option("--preset", help="study, tiny, small or base.  [default: tiny]")
-@click.option("--norm", type=click.Choice(("batch", "layer")), help="FusionFormer, or its twin.  [default: batch]")
+@click.option("--norm", type=click.Choice(NORMS), help="batch: a FusionFormer; layer: its twin.  [default: batch]")
 @architecture_option
 @click.option("--layers-sampled", "sampled_depth", is_flag=True, default=None, help="A step runs 1 to all layers, as it draws.")
 @click.option("--epochs", type=int, help="[default: the recipe's]")

@@ -21,8 +21,9 @@ from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.model import Context, Encoder
 from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
-from edgefuse.train.annealed import anneal, annealed, begin_close, settled
+from edgefuse.train.annealed import anneal, annealed, settled
 from edgefuse.train.batches import Batch, trainable
+from edgefuse.train.closeness import begin_close
 from edgefuse.train.loop import (
     CONTEXTS,
     DEV_UTTERANCES,
@@ -42,6 +43,7 @@ from edgefuse.train.module import Taught
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
 from edgefuse.values import Checkpoint
 
+START_SECONDS = 300.0  # of speech that the start is fitted to: 7500 encoder frames
 BEFORE = ", before"  # behind a test set: what the LayerNorm Conformer heard in it
 
 
@@ -159,7 +161,7 @@ def fit(
     teacher = checkpoints.encoder_of(before)
     encoder = annealed(teacher)
     if not resume:  # what was found at the start is in last.ckpt
-        begin_close(encoder, clean_speech(corpus, tokens, recipe.seed))
+        begin_close(encoder, clean_speech(corpus, tokens, recipe.seed, START_SECONDS))
     training = Conversion(encoder.train(), teacher, tokens, recipe, batches.steps)
     run(training, batches, output, resume=resume, precision=precision)
     return training

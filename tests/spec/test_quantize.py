@@ -257,9 +257,11 @@ def test_a_unit_on_one_side_only_is_another_model(folded, speech):
         *(
             {},
             {"norm": "layer"},
+            {"norm": "rep", "norm_residual": "block"},
             {"positions": "none"},
             {"norm_positions": True},
             {"norm_residual": "block"},
+            {"norm_residual": "block", "shared_blocks": True},
             {"conv_expansion": 2},
         ),
         *({"subsampling": 8}, {"shared_blocks": True}, {"stages": (Stage(1, "none"), Stage(1, "performer"))}),
@@ -276,7 +278,8 @@ def test_units_are_free_in_every_architecture_or_refused_with_a_reason(changes, 
     )
     assert deviation(wanted, given) < 1e-10
     refused = {each.site for each in seams(model.checkpoint.config) if not isinstance(each, Seam)}
-    assert ("residual" in refused) == (changes.get("norm") == "layer")
+    kept = changes.get("norm_residual") == "block" and "shared_blocks" in changes
+    assert ("residual" in refused) == (changes.get("norm") == "layer" or kept)
     assert ("blocks.0.macaron" in refused) == (changes.get("norm") == "layer")
     assert len(found) > 2
 
