@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Check, Input, Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
+NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `edgefuse.model.config.Norm` has them
 REFERENCE = "reference"  # the target without a runtime: for tests, not one of --all
 MOST_CHARACTERS = 600  # of an error's sentence; a broken file can make it endless
 
@@ -738,8 +739,8 @@ def ablation(
 @cli.command()
 @click.option("--speech", type=PATH, required=True, help="A corpus folder, as edgefuse_calibration.synthesize writes it.")
 @click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
-@click.option("--preset", help="tiny, small or base.  [default: tiny]")
-@click.option("--norm", type=click.Choice(("batch", "layer")), help="FusionFormer, or its twin.  [default: batch]")
+@click.option("--preset", help="study, tiny, small or base.  [default: tiny]")
+@click.option("--norm", type=click.Choice(NORMS), help="batch: a FusionFormer; layer: its twin.  [default: batch]")
 @architecture_option
 @click.option("--layers-sampled", "sampled_depth", is_flag=True, default=None, help="A step runs 1 to all layers, as it draws.")
 @click.option("--epochs", type=int, help="[default: the recipe's]")
@@ -750,6 +751,9 @@ def ablation(
 @click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
 @click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with its weights; its vocabulary may be another.")
 @click.option("--precision", metavar="NAME|FILE", help="Fine-tune it, folded, for fewer bits; an epoch is 100 batches then.")
+@click.option(
+    "--convert-norm", is_flag=True, help="Convert it, a LayerNorm Conformer, to one whose norms fold; an epoch is 100 batches."
+)
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--resume", is_flag=True, help="Go on from the last whole epoch.")
 @json_option
@@ -761,18 +765,26 @@ def train(
     start: Path | None,
     architecture: Path | None,
     precision: str | None,
+    convert_norm: bool,
     calibration: Path | None,
     as_json: bool,
     **recipe: Any,  # noqa: ANN401 - the recipe's own fields
 ) -> None:
-    """Train an encoder with CTC, or fine-tune a folded one for fewer bits, and print its word error rates."""
+    """Train an encoder with CTC, fine-tune a folded one for fewer bits, or convert a Conformer; print its word error rates."""
     from edgefuse.report import rows, terminal
 
     told = {name: value for name, value in recipe.items() if value is not None}
     if architecture is not None:
         told |= _architecture(architecture, told)
+    if convert_norm:
+        _require_convertible(start, precision, told)
     scheme = _trained_for(precision, start, calibration, told)
-    if scheme and start:
+    if convert_norm and start:
+        from edgefuse.train.convert_norm import convert_norm as convert
+        from edgefuse.train.recipe import CONVERSION
+
+        trained = convert(start, speech, output, replace(CONVERSION, **told), resume=resume, threads=threads)
+    elif scheme and start:
         from edgefuse.train.finetune import fine_tune
         from edgefuse.train.recipe import FINE_TUNING
 
@@ -860,7 +872,7 @@ def study(
     elif latency:
         from edgefuse.bench.turns import Turns
 
-        cost_rows(plan, output, Turns(rounds=rounds, threads=threads), tell=terminal.step)
+        cost_rows(plan, output, Turns(rounds=rounds, threads=threads), names=names, tell=terminal.step)
     elif speech is None:
         raise UsageError("Nothing says on which speech.", hint="Name a corpus with: --speech CORPUS; or add --latency")
     else:
@@ -877,6 +889,25 @@ def _architecture(file: Path, told: Mapping[str, Any]) -> dict[str, Any]:
     return {"norm": norm_of(changed, told.get("norm")) or Recipe.norm, "architecture": changed}
 
 
+def _require_convertible(start: Path | None, precision: str | None, told: Mapping[str, object]) -> None:
+    if start is None:
+        raise UsageError("A conversion needs a LayerNorm Conformer to begin with.", hint="Name it with: --from CHECKPOINT")
+    if precision is not None:
+        raise UsageError(
+            "A conversion and a fine-tuning for fewer bits are two steps.",
+            hint="Convert first, fold what comes out, and then: edgefuse train --from FOLDED --precision ...",
+        )
+    _require_own(told, "checkpoint")
+
+
+def _require_own(told: Mapping[str, object], whose: str) -> None:
+    """Refuse options that the checkpoint to begin with decides."""
+    for option in ("architecture", "sampled_depth", "preset", "norm", "vocabulary_size"):
+        if option in told:
+            name = {"sampled_depth": "layers-sampled"}.get(option, option.partition("_")[0])
+            raise UsageError(f"--{name} is the {whose}'s own.", hint=f"Leave --{name} away.")
+
+
 def _trained_for(
     precision: str | None, start: Path | None, calibration: Path | None, told: Mapping[str, object]
 ) -> Scheme | None:
@@ -890,10 +921,7 @@ def _trained_for(
         raise UsageError(f"{scheme} loses nothing that training could win back.", hint="Fine-tune for fewer bits, such as: int8")
     if start is None:
         raise UsageError("Fewer bits are learnt from a folded checkpoint.", hint="Name it with: --from FOLDED")
-    for option in ("architecture", "sampled_depth", "preset", "norm", "vocabulary_size"):
-        if option in told:
-            name = {"sampled_depth": "layers-sampled"}.get(option, option.partition("_")[0])
-            raise UsageError(f"--{name} is the folded checkpoint's own.", hint=f"Leave --{name} away.")
+    _require_own(told, "folded checkpoint")
     return scheme
 
 

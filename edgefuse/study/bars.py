@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from edgefuse.study.results import SEEN, UNSEEN, Results
 
-Verdict = Literal["holds", "missed", "not run", ""]
-NOT_RUN = "not run"
+Verdict = Literal["holds", "missed", "not run"]
+NOT_RUN: Final = "not run"
 BOTH = (SEEN, UNSEEN)
 OFFLINE_PTE = ("latency", "executorch", "offline")
 HALF = "shared-sampled, 4 layers"

@@ -34,7 +34,7 @@ from edgefuse.new import untrained
 from edgefuse.recognize import capacity
 from edgefuse.store import size_bytes
 from edgefuse.study.rows import BASE, Plan, Row, config_at_depth, require_built
-from edgefuse.study.train import CHUNK_MS, LEFT_MS
+from edgefuse.study.train import CHUNK_MS, FIRST, LEFT_MS
 from edgefuse.train.module import ctc_loss
 from edgefuse.values import OFFLINE, Artifact, Mode, Program, Refusal
 
@@ -79,15 +79,30 @@ def lines_of(plan: Plan, row: Row) -> Iterator[Line]:
         yield Line(key_of(row.name, f"{depth} layers"), config_at_depth(config, depth))
     if config.second_pass:
         first = dataclasses.replace(config, layers=config.layers - config.second_pass, second_pass=0)
-        yield Line(key_of(row.name, "first pass"), first)
+        yield Line(key_of(row.name, FIRST), first)
 
 
-def measure(plan: Plan, names: Sequence[str], turns: Turns, *, tell: Tell) -> dict[str, Any]:
-    """The costs of all lines, as JSON; what cannot be built, exported or counted says why.
+def renewed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Costs of before, with those that were measured now in their places; what could be measured now is not refused any more."""
+    lines = {*now["sizes"], *now["refused"]}
+    stays = {key: why for key, why in before.get("refused", {}).items() if key.split(",")[0] not in lines}
+    return _merged({**before, "refused": stays}, now)
+
+
+def _merged(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(before)
+    for name, value in now.items():
+        old = merged.get(name)
+        merged[name] = _merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return merged
+
+
+def measure(plan: Plan, rows: Sequence[Row], names: Sequence[str], turns: Turns, *, tell: Tell) -> dict[str, Any]:
+    """The costs of the lines of some rows, as JSON; what cannot be built, exported or counted says why.
 
     `sizes`, `refused` and `instructions` are by line; `latency` is by runtime, mode and line; `step` by line.
     """
-    lines = [line for row in plan.rows for line in lines_of(plan, row)]
+    lines = [line for row in rows for line in lines_of(plan, row)]
     with tempfile.TemporaryDirectory() as folder:
         with tell("Building the rows"):
             built, sizes, refused = _built(lines)
@@ -112,7 +127,7 @@ def _built(lines: Sequence[Line]) -> tuple[dict[str, Program], dict[str, dict[st
     programs, sizes, refused = {}, {}, {}
     for line in lines:
         try:
-            encoder = require_built(line.config, sampled_depth=line.sampled_depth)
+            encoder = require_built(line.config)
             folded = fold(untrained(line.config))
             sizes[line.key] = _sizes(line.config, encoder, [site.site for site in folded.plan if isinstance(site, Refusal)])
             chunks = (Chunks(CHUNK_MS, LEFT_MS),)
@@ -203,12 +218,11 @@ class _Trained:
         self.optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5, fused=True)
 
     def step(self, depth: int | None) -> Callable[[], Tensor]:
-        told = {} if depth is None else {"depth": depth}
         lengths = torch.full((STEP_UTTERANCES,), STEP_FRAMES)
         counts = torch.full((STEP_UTTERANCES,), STEP_TOKENS)
 
         def run() -> Tensor:
-            logits, valid, *_ = self.encoder(self.features, lengths, **told)
+            logits, valid, *_ = self.encoder(self.features, lengths, depth=depth)
             loss = ctc_loss(logits, valid, self.targets, counts)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -224,7 +238,8 @@ def _counted(artifacts: Mapping[str, Artifact], tell: Tell) -> dict[str, Any]:
         return {}
     try:
         with devices.connect(COUNTER) as connection:
-            return {"device": COUNTER, "counts": {key: _count(connection, key, each, tell) for key, each in artifacts.items()}}
+            counts = {key: _count(connection, key, each, tell) for key, each in artifacts.items()}
+            return {"device": COUNTER, "counts": counts, "lacks": ""}
     except DeviceError as error:
         return {"device": COUNTER, "lacks": error.sentence}
 

@@ -47,7 +47,7 @@ def page(plan: Plan, results: Results) -> str:
         "## What they cost",
         "",
         "Parameters are the stored ones, shared ones once; multiply-accumulates are per second of audio in utterances of 5.12 s;",
-        "latencies and training steps are ratios to the LayerNorm Conformer (below 1 is faster), medians of runs in turns;",
+        "latencies and training steps have ratios to the LayerNorm Conformer (below 1 is faster), medians of runs in turns;",
         f"instructions are exact, of ExecuTorch on an emulated {COUNTER.partition(':')[2]}, in millions per utterance of 5.12 s",
         "and per chunk. What stays are norms that no fold removes.",
         "",
@@ -133,7 +133,8 @@ def _cost(key: str, results: Results) -> Iterator[str]:
     yield f"{sizes['parameters']:,}"
     yield f"{sizes['pte_bytes'] / 1e6:.2f}" if "pte_bytes" in sizes else NOT_RUN
     yield f"{sizes['macs_per_second'] / 1e6:.1f}"
-    yield _ratio(results, "step", key)
+    seconds = results.cost("step", key, "p50_s")
+    yield f"{seconds * 1000:.0f} ms, {_ratio(results, 'step', key)}" if seconds else NOT_RUN
     for target in TARGETS:
         for mode in MODES:
             yield _ratio(results, "latency", target, mode, key)

@@ -129,9 +129,11 @@ def write_results(path: Path, results: Results) -> None:
 
 
 def collect(folder: Path) -> Results:
-    """Everything that lies in the folder of a study."""
+    """Everything that lies in the folder of a study, or in one that holds nothing but its results."""
     outcomes = tuple(Outcome.from_json(_read(path)) for path in sorted((folder / "rows").glob("*.json")))
     costs = _read(folder / COSTS) if (folder / COSTS).is_file() else {}
+    if not outcomes and not costs and (folder / RESULTS).is_file():
+        return read_results(folder / RESULTS)
     return Results(outcomes, costs)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ import torch
 
 from edgefuse.errors import EdgefuseError, Refused, UsageError
 from edgefuse.model import Encoder, EncoderConfig
-from edgefuse.model.architecture import encoder_config
 from edgefuse.model.config import OPTIONAL
 from edgefuse.train.augment import Augmentation
 from edgefuse.train.recipe import Recipe
@@ -111,21 +109,18 @@ def _check(plan: Plan, row: Row) -> None:
         raise UsageError(f"The row {row.name!r}: {error.sentence}", hint=error.hint) from error
 
 
-def require_built(config: EncoderConfig, *, sampled_depth: bool = False) -> Encoder:
+def require_built(config: EncoderConfig) -> Encoder:
     """The encoder of a config, with fresh weights, once it is sure that it has what is special about it.
 
     Raises:
         Refused: the encoder ignores a part of its config, or cannot be built.
     """
-    if sampled_depth and "depth" not in inspect.signature(Encoder.forward).parameters:
-        raise Refused("This encoder cannot run fewer layers than it has.", hint="Leave the row out.")
-    special = {name: value for name, value in config.to_json().items() if name in OPTIONAL}
+    whole = config.to_json()
     try:
         built = Encoder(config)
         told = _told(built)
-        for name in special:
-            at_rest = next(each.default for each in dataclasses.fields(config) if each.name == name)
-            if told == _told(Encoder(dataclasses.replace(config, **{name: at_rest}))):
+        for name in whole.keys() & OPTIONAL:
+            if told == _told(Encoder(EncoderConfig.from_json({n: value for n, value in whole.items() if n != name}))):
                 raise Refused(f"This encoder is the same with {name} and without it.", hint="Leave the row out.")
     except (RuntimeError, TypeError, ValueError, KeyError, NotImplementedError) as error:
         raise Refused(f"This encoder cannot be built: {error}.", hint="Leave the row out.") from error
@@ -146,8 +141,3 @@ def _told(encoder: Encoder) -> tuple[object, ...]:
 def config_at_depth(config: EncoderConfig, depth: int) -> EncoderConfig:
     """The same with so many layers, of blocks that are all alike."""
     return dataclasses.replace(config, layers=depth, stages=())
-
-
-def base_config(plan: Plan, vocabulary_size: int) -> EncoderConfig:
-    """The encoder that the others are compared with."""
-    return encoder_config(plan.recipe.preset, "layer", vocabulary_size, {"dropout": plan.recipe.dropout})

@@ -11,6 +11,7 @@ import torch
 
 from edgefuse.bench.turns import Turns
 from edgefuse.errors import EdgefuseError, Refused, UsageError
+from edgefuse.study.costs import TARGETS, measure, renewed
 from edgefuse.study.page import write_page
 from edgefuse.study.results import (
     COSTS,
@@ -22,7 +23,7 @@ from edgefuse.study.results import (
     write_json,
     write_results,
 )
-from edgefuse.study.rows import Plan, Row
+from edgefuse.study.rows import BASE, Plan, Row
 from edgefuse.study.train import Corpus, as_json, load_corpus, train_row
 
 PAGE = "STUDY.md"
@@ -70,11 +71,11 @@ def train_rows(
     return results
 
 
-def cost_rows(plan: Plan, folder: Path, turns: Turns, *, tell: Tell) -> Results:
-    """Measure what all rows cost, in one run, and write the page."""
-    from edgefuse.study.costs import TARGETS, measure
-
-    write_json(folder / COSTS, measure(plan, TARGETS, turns, tell=tell))
+def cost_rows(plan: Plan, folder: Path, turns: Turns, *, names: Sequence[str] = (), tell: Tell) -> Results:
+    """Measure what all rows cost, in one run, and write the page; some rows beside the base replace their figures only."""
+    chosen = [plan.row(name) for name in dict.fromkeys((BASE, *names))] if names else list(plan.rows)
+    before = collect(folder).costs if names else {}
+    write_json(folder / COSTS, renewed(before, measure(plan, chosen, TARGETS, turns, tell=tell)))
     return report(plan, folder)
 
 
@@ -89,9 +90,15 @@ def report(plan: Plan, folder: Path) -> Results:
 def _finished(plan: Plan, row: Row, seed: int, folder: Path) -> bool:
     path = outcome_path(folder, row.name, seed)
     found = read_outcome(path)
-    if found is not None and found.recipe != as_json(plan.recipe_of(row, seed)):
-        raise UsageError(f"{path} is of another recipe.", hint="Choose another -o, or remove that file and its run.")
-    return found is not None
+    if found is None:
+        return False
+    now = as_json(plan.recipe_of(row, seed))
+    if changed := [name for name, value in found.recipe.items() if now.get(name) != value]:  # what has come since is at rest
+        raise UsageError(
+            f"{path} is of another recipe: other {', '.join(changed)}.",
+            hint="Choose another -o, or remove that file and its run.",
+        )
+    return True
 
 
 def _run(plan: Plan, row: Row, seed: int, corpus: Corpus, folder: Path, say: Callable[[str], None]) -> Failure | None:

@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse.decode.tokens import Tokens
-from edgefuse.errors import Refused, TrainingDiverged
+from edgefuse.errors import TrainingDiverged
 from edgefuse.model import FULL, Context, Encoder, EncoderConfig
 from edgefuse.model.reestimate import reestimate
 from edgefuse.study.results import CHUNKED, Outcome
 from edgefuse.study.rows import Plan, Row, config_at_depth, require_built
 from edgefuse.train.batches import trainable
+from edgefuse.train.convert_norm import convert_norm
 from edgefuse.train.loop import (
     EVALUATION_BATCH_SECONDS,
     LAST,
-    REESTIMATION_SECONDS,
     TESTS,
     Precision,
     Speech,
+    clean_speech,
     finish,
     fit,
     load_speech,
@@ -33,13 +35,11 @@ from edgefuse.train.module import Answer, evaluate
 from edgefuse.train.pieces import learn_tokens
 
 if TYPE_CHECKING:
-    from edgefuse.train.module import Training
     from edgefuse.train.recipe import Recipe
-    from edgefuse.values import Checkpoint
     from edgefuse.verify.wer import WordErrors
 
 CHUNK_MS, LEFT_MS = 640, 2560
-CONVERSION_SHARE = 0.2  # of the steps, to turn a trained network's norms into others
+FIRST, SECOND = "first pass", "second pass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,14 @@ def train_row(plan: Plan, row: Row, seed: int, corpus: Corpus, folder: Path) -> 
     """
     recipe = plan.recipe_of(row, seed)
     config = recipe.encoder(len(corpus.tokens))
-    require_built(config, sampled_depth=recipe.sampled_depth)
+    require_built(config)
     place = folder / "runs" / f"{row.name}-{seed}"
     told = as_json(recipe)
+    place.mkdir(parents=True, exist_ok=True)
     try:
-        training, steps = _trained(plan, row, seed, corpus, folder, place)
+        encoder, steps = _converted(row, corpus, folder, place, recipe) if row.converts else _fitted(corpus, place, recipe)
     except TrainingDiverged as error:
         return Outcome(row.name, seed, "diverged", told, told=error.sentence)
-    encoder = finish(training, corpus.train, corpus.tokens)
     _write_checkpoint(place, encoder, corpus)
     errors = {part: _errors(answer, heard, corpus) for part, heard, answer in _parts(row, encoder, corpus, recipe)}
     return Outcome(row.name, seed, "trained", told, steps=steps, errors=errors)
@@ -91,24 +91,27 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     return told
 
 
-def _trained(plan: Plan, row: Row, seed: int, corpus: Corpus, folder: Path, place: Path) -> tuple[Training, int]:
-    recipe = plan.recipe_of(row, seed)
+def _fitted(corpus: Corpus, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
+    """Train from the start, or go on with what was interrupted; the encoder, and how many steps it took."""
     config = recipe.encoder(len(corpus.tokens))
-    precision: Precision = "bf16" if torch.cuda.is_available() else "fp32"
-    cuts = trainable(corpus.train.cuts, corpus.train.store, corpus.tokens)
+    cuts = trainable(corpus.train.cuts, corpus.train.store, corpus.tokens, config.reduction)
     speech, resume = replace(corpus.train, cuts=cuts), (place / LAST).is_file()
-    place.mkdir(parents=True, exist_ok=True)
-    begin = None
-    if row.converts:
-        begin = _converted(checkpoints.read(folder / "runs" / f"{row.converts}-{seed}" / "checkpoint"), config)
-        recipe = replace(recipe, epochs=max(1, round(CONVERSION_SHARE * recipe.epochs)), characters_first=0.0)
-    training = fit(speech, corpus.dev, place, recipe, config, corpus.tokens, begin=begin, resume=resume, precision=precision)
-    return training, training.steps
+    training = fit(speech, corpus.dev, place, recipe, config, corpus.tokens, resume=resume, precision=_precision())
+    return finish(training, corpus.train, corpus.tokens), training.steps
 
 
-def _converted(begin: Checkpoint, config: EncoderConfig) -> Checkpoint:
-    """A trained network with its norms turned into those of a config."""
-    raise Refused(f"This tree cannot turn {begin.config.norm!r} norms into {config.norm!r}.", hint="Leave the row out.")
+def _converted(row: Row, corpus: Corpus, folder: Path, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
+    """Turn the norms of another row's checkpoint into those of this row, taught by what it was."""
+    start, resume = folder / "runs" / f"{row.converts}-{recipe.seed}" / "checkpoint", (place / LAST).is_file()
+    converted = convert_norm(
+        start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads(), precision=_precision()
+    )
+    return checkpoints.encoder_of(checkpoints.read(converted.folder)), recipe.epochs * (recipe.epoch_batches or 0)
+
+
+def _precision() -> Precision:
+    """On a GPU bf16; on a CPU fp32, since few of them multiply bf16 faster."""
+    return "bf16" if torch.cuda.is_available() else "fp32"
 
 
 def _write_checkpoint(place: Path, encoder: Encoder, corpus: Corpus) -> None:
@@ -119,23 +122,27 @@ def _write_checkpoint(place: Path, encoder: Encoder, corpus: Corpus) -> None:
 
 
 def _parts(row: Row, encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Iterator[tuple[str, EncoderConfig, Answer]]:
-    """What is measured of a row: the whole, and where it has some, fewer of its layers."""
+    """What is measured of a row: the whole, where it has some fewer of its layers, and of a cascade both passes."""
+    if encoder.config.second_pass:
+        yield FIRST, encoder.config, lambda *heard: _first_pass(encoder, *heard)
+        yield SECOND, encoder.config, lambda *heard: _second_pass(encoder, *heard)
+        return
     yield "", encoder.config, encoder
     for depth in row.depths:
         shallow = Encoder(config_at_depth(encoder.config, depth)).eval()
         shallow.load_state_dict(encoder.state_dict())
-        clean = corpus.train.batches(corpus.tokens, EVALUATION_BATCH_SECONDS, seed=recipe.seed)
-        reestimate(shallow, _first_seconds(clean, REESTIMATION_SECONDS))
+        reestimate(shallow, clean_speech(corpus.train, corpus.tokens, recipe.seed))
         yield f"{depth} layers", shallow.config, shallow
 
 
-def _first_seconds(batches: Any, seconds: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # noqa: ANN401 - as `Batches`
-    heard = 0.0
-    for batch in batches:
-        yield batch.features, batch.lengths
-        heard += float(batch.lengths.sum()) / 100
-        if heard >= seconds:
-            return
+def _first_pass(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    return encoder.answers(features, lengths, context)[0], lengths // encoder.config.reduction
+
+
+def _second_pass(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Behind a first pass that may have been streamed; it hears the whole utterance itself."""
+    x, valid = encoder.encode(features, lengths, context)
+    return encoder.again(x, valid), valid
 
 
 def _errors(answer: Answer, config: EncoderConfig, corpus: Corpus) -> dict[str, WordErrors]:

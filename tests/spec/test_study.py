@@ -8,15 +8,20 @@ from typing import Any
 import pytest
 import torch
 
+from edgefuse import checkpoint as checkpoints
+from edgefuse import cli
+from edgefuse.bench.turns import Turns
 from edgefuse.errors import BadConfig, Refused, TrainingDiverged, UsageError
-from edgefuse.model import EncoderConfig
+from edgefuse.model import Encoder, EncoderConfig
 from edgefuse.model.architecture import encoder_config, norm_of, read_architecture
-from edgefuse.study import run as runner
+from edgefuse.pipeline import silent
 from edgefuse.study.bars import BARS, BOTH, CLAIMS
+from edgefuse.study.costs import measure, renewed
 from edgefuse.study.page import page
-from edgefuse.study.results import Outcome, Results, collect, outcome_path, read_results, write_results
+from edgefuse.study.results import Outcome, Results, collect, outcome_path, read_results, write_json, write_results
 from edgefuse.study.rows import Plan, Row, read_plan, require_built
 from edgefuse.study.run import report, train_rows
+from edgefuse.train.loop import fit
 from edgefuse.train.module import draw_depth
 from edgefuse.train.recipe import Recipe
 from edgefuse.verify.wer import WordErrors
@@ -65,21 +70,21 @@ def test_a_row_is_trained_once_and_its_errors_are_those_of_both_sets_whole_and_i
     }
     assert set(found.of("conformer")[0].errors[""]) == {"seen", "unseen", "seen, 640 ms", "unseen, 640 ms"}
     assert read_results(tmp_path / "results.json") == found
-    monkeypatch.setattr(runner, "train_row", lambda *_: pytest.fail("it was finished"))
+    monkeypatch.setattr("edgefuse.study.run.train_row", lambda *_: pytest.fail("it was finished"))
     assert train_rows(plan, corpus, tmp_path, seeds=(1,), say=lambda _: None) == found
 
 
 def test_a_finished_row_of_another_recipe_is_refused(tmp_path: Path) -> None:
     plan = Plan(QUICK, (LN,))
     told = {**Outcome("conformer", 1, "trained", {"epochs": 9}).to_json()}
-    runner.write_json(outcome_path(tmp_path, "conformer", 1), told)
-    with pytest.raises(UsageError, match="another recipe"):
+    write_json(outcome_path(tmp_path, "conformer", 1), told)
+    with pytest.raises(UsageError, match="another recipe: other epochs"):
         train_rows(plan, tmp_path, tmp_path, seeds=(1,), say=lambda _: None)
 
 
 def test_an_interrupted_row_goes_on_from_its_last_epoch(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resumed: list[bool] = []
-    whole = runner.train_row.__globals__["fit"]
+    whole = fit
 
     def cut(*given: Any, resume: bool, **told: Any) -> Any:
         resumed.append(resume)
@@ -100,17 +105,28 @@ def test_an_interrupted_row_goes_on_from_its_last_epoch(corpus: Path, tmp_path: 
 def test_a_loss_that_is_no_number_is_a_result_and_a_row_that_cannot_be_built_does_not_stop_the_others(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fit(*given: Any, **_: Any) -> Any:
+    def failing(*given: Any, **_: Any) -> Any:
         config: EncoderConfig = given[4]
         raise (TrainingDiverged if config.norm == "layer" else Refused)("The loss of step 7 is nan.", hint="")
 
-    monkeypatch.setattr("edgefuse.study.train.fit", fit)
+    monkeypatch.setattr("edgefuse.study.train.fit", failing)
     plan = Plan(QUICK, (FUSED, LN))
     with pytest.raises(Refused, match="1 of 2 trainings could not be run: fusionformer"):
         train_rows(plan, corpus, tmp_path, seeds=(1,), say=lambda _: None)
     (found,) = collect(tmp_path).outcomes
     assert (found.row, found.status, found.told) == ("conformer", "diverged", "The loss of step 7 is nan.")
     assert "1 seed diverged: The loss of step 7 is nan." in (tmp_path / "STUDY.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [row.name for row in read_plan().rows])
+def test_every_row_of_the_study_can_be_trained_and_heard(corpus: Path, tmp_path: Path, name: str) -> None:
+    row = read_plan().row(name)
+    small = {"dimension": 16, "heads": 2, "feed_forward": 16, "kernel": 3, "subsampling_channels": 4}
+    before = (read_plan().row(row.converts),) if row.converts else ()
+    plan = Plan(QUICK, tuple(replace(each, architecture={**each.architecture, **small}) for each in (*before, row)))
+    (found,) = train_rows(plan, corpus, tmp_path, seeds=(1,), say=lambda _: None).of(name)
+    parts = {"shared-sampled": ["", "4 layers"], "cascade": ["first pass", "second pass"]}
+    assert (found.status, list(found.errors)) == ("trained", parts.get(name, [""]))
 
 
 def errors(wrong: int) -> WordErrors:
@@ -199,6 +215,47 @@ def test_the_table_says_what_was_measured_and_what_was_not() -> None:
     assert "- arm64:cortex-a53: It has not been set up." in lines
 
 
+def test_every_line_is_timed_in_turns_with_the_base_and_what_cannot_be_built_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"norm": "batch", **TINY, "layers": 3, "shared_blocks": True}
+    rows = (
+        LN,
+        FUSED,
+        Row("shared", "", "", "", "", "", shared, {"sampled_depth": True}, depths=(2,)),
+        Row("cascade", "", "", "", "", "", {"norm": "batch", **TINY, "layers": 2, "second_pass": 1}),
+    )
+
+    def built(config: EncoderConfig) -> Encoder:
+        if config.second_pass:
+            raise Refused("Not here.", hint="")
+        return require_built(config)
+
+    monkeypatch.setattr("edgefuse.study.costs.require_built", built)
+    found = measure(Plan(QUICK, rows), rows, ("reference",), Turns(rounds=2, warm_up=0), tell=silent)
+    lines = {"conformer", "fusionformer", "shared", "shared, 2 layers", "cascade, first pass"}
+    assert found["sizes"].keys() == found["step"].keys() == lines
+    assert found["refused"] == {"cascade": "Not here."}
+    assert found["sizes"]["shared"]["block_parameters"] == found["sizes"]["shared, 2 layers"]["block_parameters"]
+    assert found["sizes"]["conformer"]["stays"] > found["sizes"]["fusionformer"]["stays"] == 0
+    for mode in ("offline", "streaming"):
+        timed = found["latency"]["reference"][mode]
+        assert timed.keys() == lines
+        assert timed["conformer"]["ratio"] == 1.0
+
+
+def test_costs_that_are_measured_again_replace_their_own_and_what_was_refused() -> None:
+    before = {
+        "sizes": {"a": 1, "b": 2},
+        "refused": {"b, tflite": "no", "c": "never"},
+        "latency": {"t": {"offline": {"a": 1, "b": 2}}},
+    }
+    now = {"sizes": {"b": 3}, "refused": {}, "latency": {"t": {"offline": {"b": 3}}}}
+    assert renewed(before, now) == {
+        "sizes": {"a": 1, "b": 3},
+        "refused": {"c": "never"},
+        "latency": {"t": {"offline": {"a": 1, "b": 3}}},
+    }
+
+
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", some_results())
     assert page(read_plan(), read_results(tmp_path / "results.json")) == page(read_plan(), some_results())
@@ -240,8 +297,6 @@ def test_an_encoder_that_ignores_its_architecture_is_refused(monkeypatch: pytest
     monkeypatch.setattr("edgefuse.study.rows.Encoder", Deaf)
     with pytest.raises(Refused, match="the same with shared_blocks and without it"):
         require_built(config)
-    with pytest.raises(Refused, match="cannot run fewer layers"):
-        require_built(config, sampled_depth=True)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +327,24 @@ def test_an_architecture_replaces_fields_of_its_norms_preset() -> None:
     with pytest.raises(BadConfig, match="--norm is 'batch'"):
         norm_of(told, "batch")
     assert (norm_of(told, None), norm_of({}, "batch"), norm_of({}, None)) == ("layer", "batch", None)
+
+
+def test_a_new_checkpoint_has_the_architecture_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, made = tmp_path / "mine.toml", tmp_path / "made"
+    file.write_text('norm = "layer"\nlayers = 2\nsubsampling = 8\n')
+    asked = ["new", "--preset", "study", "--architecture", str(file), "-o", str(made)]
+    assert cli.run([*asked, "--norm", "batch"]) == BadConfig.exit_code
+    assert "The architecture's norm is 'layer', and --norm is 'batch'." in capsys.readouterr().err
+    assert cli.run(asked) == 0
+    config = checkpoints.read(made).config
+    assert (config.norm, config.layers, config.subsampling, config.dimension) == ("layer", 2, 8, 96)
+
+
+def test_the_study_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["study", "-o", str(tmp_path)]) == UsageError.exit_code
+    assert "--speech CORPUS" in capsys.readouterr().err
+    assert cli.run(["study", "-o", str(tmp_path), "--speech", str(tmp_path), "--row", "nothing"]) == UsageError.exit_code
+    assert "no row 'nothing'" in capsys.readouterr().err
 
 
 def test_a_sampled_depth_is_uniform_and_the_same_for_the_same_step() -> None:
