@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse import store
-from edgefuse.depth import lowest
+from edgefuse.depth import depends_on_depth, lowest
 from edgefuse.errors import UsageError
 from edgefuse.fold import Exactness, exactness, fold
 from edgefuse.fold.exactness import probe
@@ -57,15 +57,22 @@ def to_fold(
     """Read a checkpoint, take its lowest `depth` blocks if it has more, estimate its statistics on `speech` if there is some.
 
     Beside it, what it was cut from.
+
+    Raises:
+        UsageError: a depth that there is not, or at which its statistics would be wrong.
     """
     whole = checkpoints.read(folder)
     checkpoint = whole if depth is None else lowest(whole, depth)
+    is_cut = checkpoint.config.layers < whole.config.layers
+    if is_cut and speech is None and depends_on_depth(whole):
+        raise UsageError(
+            f"The batch statistics of {folder} are those of {whole.config.layers} layers, not of {depth}.",
+            hint="Say on which speech they are estimated again: --reestimate SPEECH",
+        )
     if speech is not None:
         context = Context(*chunks.frames(checkpoint.config.frame_ms)) if chunks else FULL
         checkpoint = reestimated(checkpoint, speech, context)
-    if checkpoint.config.layers == whole.config.layers:
-        return checkpoint, None
-    return checkpoint, Origin(whole.digest, whole.config.layers, speech.digest if speech else "")
+    return checkpoint, Origin(whole.digest, whole.config.layers, speech.digest if speech else "") if is_cut else None
 
 
 def fold_exactly(folder: Path, checkpoint: Checkpoint) -> tuple[FoldedModel, Exactness]:

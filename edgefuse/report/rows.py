@@ -155,14 +155,10 @@ def depth_lines(bundle: Bundle) -> list[str]:
     """What a model of fewer layers was cut from, and how often the weights of shared blocks are run."""
     from edgefuse.model.cost import parameters
 
-    lines, config, origin = [], bundle.config, bundle.origin
+    config, origin = bundle.config, bundle.origin
+    lines: list[str] = []
     if origin is not None:
         lines.append(f"The lowest {config.layers} of {origin.layers} layers of checkpoint {origin.checkpoint[:16]}")
-        if not origin.statistics and config.norm not in ("layer", "none"):
-            lines.append(
-                f"warning: its batch statistics are those of {origin.layers} layers; estimate them at {config.layers} "
-                "with: --reestimate SPEECH"
-            )
     if config.shared_blocks and config.layers > 1:
         counted = parameters(config)
         lines.append(

@@ -112,25 +112,32 @@ def test_a_bundle_says_what_its_layers_were_cut_from_and_on_which_speech_they_we
     told = " ".join(rows.depth_lines(bundle))
     assert "lowest 2 of 3 layers" in told
     assert "weights of 2 blocks are stored once" in told
-    assert "warning" not in told
 
 
-def test_a_bundle_whose_statistics_are_those_of_other_depths_says_so(order, tmp_path):
-    store.write_checkpoint(tmp_path / "deep", a_checkpoint(**DEEPER))
+@pytest.mark.parametrize("changes", [{"shared_blocks": True}, {"norm_residual": "output"}], ids=str)
+def test_a_depth_at_which_the_statistics_are_wrong_needs_speech(changes, order, tmp_path):
+    store.write_checkpoint(tmp_path / "deep", a_checkpoint(**DEEPER, **changes))
+    with pytest.raises(UsageError, match="are those of 3 layers, not of 2"):
+        export(tmp_path / "deep", tmp_path / "bundle", replace(order, depth=2))
+    with pytest.raises(UsageError, match="are those of 3 layers, not of 2"):
+        refold(tmp_path / "deep", tmp_path / "folded", depth=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    refold(tmp_path / "deep", tmp_path / "folded", depth=3)  # all of them
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_a_depth_that_no_statistics_depend_on_needs_no_speech(norm, order, tmp_path):
+    store.write_checkpoint(tmp_path / "deep", a_checkpoint(norm, **DEEPER))
     bundle = export(tmp_path / "deep", tmp_path / "bundle", replace(order, depth=2)).bundle
-    assert "statistics are those of 3 layers" in " ".join(rows.depth_lines(bundle))
-    store.write_checkpoint(tmp_path / "conformer", a_checkpoint("layer", **DEEPER, conv_norm="layer"))
-    bundle = export(tmp_path / "conformer", tmp_path / "another", replace(order, depth=2)).bundle
     assert rows.depth_lines(bundle) == [f"The lowest 2 of 3 layers of checkpoint {bundle.origin.checkpoint[:16]}"]
 
 
-def test_a_folded_model_remembers_what_it_was_cut_from(order, tmp_path):
+def test_a_folded_model_remembers_what_it_was_cut_from(order, calibration, tmp_path):
     deep = a_checkpoint(**DEEPER, shared_blocks=True)
     store.write_checkpoint(tmp_path / "deep", deep)
-    refold(tmp_path / "deep", tmp_path / "folded", depth=2)
+    refold(tmp_path / "deep", tmp_path / "folded", depth=2, speech=calibration)
     bundle = export(tmp_path / "folded", tmp_path / "bundle", order).bundle
-    assert bundle.origin == Origin(deep.digest, 3)
-    assert bundle.checkpoint == lowest(deep, 2).digest
+    assert bundle.origin == Origin(deep.digest, 3, read_speech(calibration).digest)
     with pytest.raises(UsageError, match="is folded"):
         refold(tmp_path / "folded", tmp_path / "again", depth=1)
 
