@@ -110,9 +110,9 @@ def _read(speech: Path, name: str, frontend: Frontend) -> tuple[Heard, ...]:
     if (speech / MANIFEST).is_file():
         test_set = read_speech(speech)
         return hear(replace(test_set, utterances=tuple(each for each in test_set.utterances if each.subset == name)), frontend)
-    from edgefuse.train.features import read_cuts
+    from edgefuse.train.corpora import open_corpus
 
     return tuple(
         heard_in(Path(cut.recording.sources[0].source), frontend, cut.id, cut.supervisions[0].text)
-        for cut in read_cuts(speech, name)
+        for cut in open_corpus(speech, speech / "features").cuts(name)
     )

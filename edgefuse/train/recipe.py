@@ -25,7 +25,8 @@ class Recipe:
     epochs: int = 7
     epoch_batches: int | None = None  # how many of the corpus an epoch draws; None: all
     seed: int = 0
-    batch_seconds: float = 56.0  # of speech; about 16 utterances of a voice assistant
+    batch_seconds: float = 56.0  # of speech, in each process; about 16 utterances of a voice assistant
+    accumulate: int = 1  # how many such batches each process hears for one step
     peak_learning_rate: float = 2e-3
     last_learning_rate: float = 2e-5
     warm_up_share: float = 0.08  # of all steps
@@ -37,6 +38,8 @@ class Recipe:
     characters_first: float = 0.12  # of the steps: characters alone; see module.py
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
+    patience: int | None = None  # end after so many epochs without a better dev WER, and keep the best average, not the last
+    checkpoint_minutes: float = 10.0  # between two checkpoints at most, besides those after every epoch; 0: after every step
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -45,6 +48,11 @@ class Recipe:
             raise UsageError(f"{self.epochs} epochs train nothing.", hint="Pass --epochs 1 or more.")
         if not 0 <= self.chunked_share <= 1:
             raise UsageError(f"{self.chunked_share} is no share of the steps.", hint="Pass --chunked-share 0 to 1.")
+        for count, option in ((self.accumulate, "accumulate"), (self.patience, "patience")):
+            if count is not None and count < 1:
+                raise UsageError(f"{count} is too few for --{option}.", hint=f"Pass --{option} 1 or more.")
+        if not self.checkpoint_minutes >= 0:
+            raise UsageError(f"{self.checkpoint_minutes} minutes are no time.", hint="Pass --checkpoint-minutes 0 or more.")
         if self.batch_seconds <= 0:
             raise UsageError(f"A batch of {self.batch_seconds} s holds no utterance.")
 
