@@ -138,11 +138,11 @@ class Curves(Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Close the file, however the training ended."""
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
             self._writer = None
 
     def _draw(self, name: str, value: float, step: int) -> None:
-        cast("SummaryWriter", self._writer).add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        cast("SummaryWriter", self._writer).add_scalar(name, value, step)
 
 
 class Lines(Callback):
