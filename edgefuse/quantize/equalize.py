@@ -121,7 +121,7 @@ def _seams(config: EncoderConfig) -> Iterator[Seam | Refusal]:
     for block in (f"blocks.{number}" for number in range(config.layers)):
         yield from _attention(f"{block}.attention", config)
         yield from _branches(block, config)
-    if config.norm == "layer" or config.norm_residual == "block":
+    if config.norm == "layer" or config.residual_norms_kept:
         yield Refusal("residual", "norms stand on the residual stream, and compute with its channels as they are")
     else:
         yield _residual(config)

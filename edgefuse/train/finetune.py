@@ -44,6 +44,7 @@ from edgefuse.train.loop import (
     Speech,
     Trained,
     fitting,
+    heard_by,
     open_speech,
     require_free_run,
     run,
@@ -52,7 +53,7 @@ from edgefuse.train.loop import (
 )
 from edgefuse.train.module import FineTuning
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
-from edgefuse.values import Checkpoint, FoldedModel
+from edgefuse.values import FoldedModel
 
 SCHEME = "scheme.toml"
 CHUNKS = Chunks(640, 2560)  # whose ranges all chunks have
@@ -90,7 +91,7 @@ def fine_tune(
     with ranks.joined():
         heard = open_speech(speech, features)
         rounding = rounding_of(folded, scheme, calibration, heard.corpus)
-        corpus = _heard_by(folded.checkpoint, heard.load(TRAIN))
+        corpus = heard_by(folded.checkpoint, heard.load(TRAIN))
         corpus = fitting(corpus, tokens, folded.checkpoint.config)
         dev = heard.load(DEV, utterances=DEV_UTTERANCES)
         output.mkdir(parents=True, exist_ok=True)
@@ -163,12 +164,6 @@ def _read(start: Path) -> FoldedModel:
         raise UsageError(f"{start} hears {checkpoint.config.mel_bins} mel bins; a corpus has {KALDI_80.mel_bins}.")
     folded, _ = fold_exactly(start, checkpoint)
     return folded
-
-
-def _heard_by(checkpoint: Checkpoint, spoken: Speech) -> Speech:
-    """Normalized as the model has learnt to hear."""
-    mean, istd = checkpoint.frontend_mean.float(), checkpoint.frontend_istd.float()
-    return replace(spoken, store=replace(spoken.store, mean=mean, istd=istd))
 
 
 def _tested(corpus: Corpus) -> TestSet:

@@ -30,12 +30,14 @@ import lightning as L
 import torch
 from lhotse import CutSet
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
 from edgefuse import checkpoint
 from edgefuse.decode.spaceless import is_spaceless
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import EmptyAudio, MissingFile, OutputExists, UsageError
 from edgefuse.model import FULL, Context, Encoder, EncoderConfig
+from edgefuse.model.normalization import UnifiedNorm
 from edgefuse.model.reestimate import reestimate
 from edgefuse.train import ranks
 from edgefuse.train.batches import Batch, Batches, Share, trainable
@@ -57,6 +59,7 @@ CONTEXTS = {"": FULL, **{f", {40 * chunk} ms": Context(chunk, 64) for chunk in (
 FOREIGN_WARNINGS = (
     ".*does not have many workers",  # one core has none to spare, and the features are in memory
     "You're resuming from a checkpoint that ended before the epoch ended",  # and our batches begin where it ended
+    "Found .* in eval mode",  # a teacher is
     "You have overridden `transfer_batch_to_device`",  # in the module, as it should be
     ".*LeafSpec.* is deprecated",  # Lightning 2.6 calls what PyTorch 2.13 renames
 )
@@ -213,6 +216,9 @@ def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
             "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
         )
     encoder.load_state_dict(weights)
+    for norm in encoder.modules():
+        if isinstance(norm, UnifiedNorm):
+            norm.restart()
 
 
 @contextmanager
@@ -228,9 +234,20 @@ def _quiet() -> Iterator[None]:
 def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
     """The average of the weights, its batch statistics measured on clean training speech, in evaluation mode."""
     encoder = training.averaged.cpu().requires_grad_(requires_grad=True)
-    clean = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=training.recipe.seed)
-    reestimate(encoder, ((b.features, b.lengths) for b in _first_seconds(clean, REESTIMATION_SECONDS)))
+    reestimate(encoder, clean_speech(corpus, tokens, training.recipe.seed))
     return encoder.eval()
+
+
+def clean_speech(corpus: Speech, tokens: Tokens, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Half an hour of training speech that nothing is done to: features and lengths, to measure on."""
+    batches = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=seed)
+    return ((b.features, b.lengths) for b in _first_seconds(batches, REESTIMATION_SECONDS))
+
+
+def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:
+    """Normalized as a checkpoint has learnt to hear."""
+    mean, istd = begin.frontend_mean.float(), begin.frontend_istd.float()
+    return replace(spoken, store=replace(spoken.store, mean=mean, istd=istd))
 
 
 def test(

@@ -11,7 +11,8 @@ count steps. Of a batch norm each part has statistics of its own, where the norm
 the running ones move is corrected, so that a step moves them as far as one batch would. Averages, statistics, losses and the
 optimizer stay in float32 where the layers compute in bf16.
 
-A `FineTuning` has a teacher instead, the same encoder as it was before it lost its bits (self-distillation, Hinton et al. 2015).
+A `Taught` training has a teacher instead, the same encoder as it was before it lost its bits or its LayerNorms
+(self-distillation, Hinton et al. 2015). Its loss is per frame; parts of a batch weigh there by their utterances all the same.
 """
 
 from __future__ import annotations
@@ -153,10 +154,12 @@ class Steps(L.LightningModule, ABC):
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: object, **__: object) -> None:  # noqa: ARG002
         """Clip by the norm of the whole gradient; Lightning's own refuses fused optimizers, for a scaler that we lack."""
-        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.recipe.largest_gradient)
+        parameters = [p for p in self.encoder.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.gradient_norm = float(norm)
-        if not math.isfinite(self.gradient_norm):
-            raise self._diverged(f"The gradient of step {self.global_step} is {self.gradient_norm}")
+        if not math.isfinite(self.gradient_norm):  # clipping would spread it over all layers
+            raise self._diverged(f"The norm of the gradient of step {self.global_step} is {self.gradient_norm}")
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.largest_gradient, norm)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """Move a batch; Lightning itself refuses to move frozen dataclasses."""
@@ -185,17 +188,13 @@ class Training(Steps):
         return loss
 
 
-class FineTuning(Steps):
-    """Training of a folded encoder for the bits that it will have."""
+class Taught(Steps):
+    """Training with a teacher beside the transcripts, or instead of them."""
 
-    def __init__(self, encoder: Encoder, rounding: Rounding, tokens: Tokens, recipe: Recipe, steps: int) -> None:
-        """The encoder as it is now becomes the teacher."""
+    def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """The teacher is copied, and stays as it is."""
         super().__init__(encoder, tokens, recipe, steps)
-        self.rounding, self.teacher = rounding, copy.deepcopy(encoder).requires_grad_(requires_grad=False)
-
-    def answer(self, encoder: Encoder, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
-        """With fewer bits."""
-        return self.rounding.answer(encoder, features, lengths, context)
+        self.teacher = copy.deepcopy(teacher).requires_grad_(requires_grad=False)
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
         """(1 - share) CTC per token + share KL(teacher || encoder) per frame."""
@@ -208,6 +207,19 @@ class FineTuning(Steps):
             taught, _ = self.teacher(batch.features, batch.lengths, context)
             loss = loss + share * divergence(taught, logits, lengths)
         return loss
+
+
+class FineTuning(Taught):
+    """Training of a folded encoder for the bits that it will have."""
+
+    def __init__(self, encoder: Encoder, rounding: Rounding, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """The encoder as it is now becomes the teacher."""
+        super().__init__(encoder, encoder, tokens, recipe, steps)
+        self.rounding = rounding
+
+    def answer(self, encoder: Encoder, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
+        """With fewer bits."""
+        return self.rounding.answer(encoder, features, lengths, context)
 
 
 def divergence(taught: Tensor, logits: Tensor, lengths: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 
+from edgefuse.decode.spaceless import is_spaceless
 from edgefuse.decode.tokens import BLANK, SPACE, Tokens, character_tokens
 
 
@@ -23,11 +24,10 @@ def characters_in(tokens: Tokens) -> Tokens:
 def learn_tokens(texts: Sequence[str], size: int) -> Tokens:
     """``size`` tokens, the blank and every character included; as many as there are characters, or fewer: just these.
 
-    Characters are English, or those of the texts; a Chinese corpus has some thousands, and all of them become tokens.
-    Byte-pair encoding by sentencepiece: the same texts in the same order give the same pieces.
+    Characters are English, or those of the texts. Chinese is spelled in them alone: a corpus has some thousands. Byte-pair encoding by sentencepiece: the same texts in the same order give the same pieces.
     """
     characters = characters_of(texts)
-    if size <= len(characters):
+    if size <= len(characters) or any(map(is_spaceless, characters.symbols)):
         return characters
     import sentencepiece
 
