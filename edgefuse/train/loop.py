@@ -10,8 +10,8 @@ The same command trains on one CPU, on one GPU, and on many of either, where ``t
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29500 -m edgefuse train --speech CORPUS -o RUN
 
 Each step then has as many times the speech, as if one process had so many times ``batch_seconds``. The first process alone
-computes features, writes, prints, and tests at the end. A training that was killed at any moment ends, resumed on a CPU with as
-many processes, with the very weights of one that was not.
+computes features, writes, prints, and tests at the end; only to resume do all have to find ``last.ckpt``. A training that was
+killed at any moment ends, resumed on CPUs with as many processes, with the very weights of one that was not.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ def characters_in(tokens: Tokens) -> Tokens:
 def learn_tokens(texts: Sequence[str], size: int) -> Tokens:
     """``size`` tokens, the blank and every character included; as many as there are characters, or fewer: just these.
 
-    Characters are English, or those of the texts. Chinese is spelled in them alone: a corpus has some thousands. Byte-pair encoding by sentencepiece: the same texts in the same order give the same pieces.
+    Characters are English, or those of the texts. Chinese is spelled in them alone: a corpus has some thousands. Pieces are
+    learnt by byte-pair encoding (sentencepiece): the same texts in the same order give the same pieces.
     """
     characters = characters_of(texts)
     if size <= len(characters) or any(map(is_spaceless, characters.symbols)):

@@ -14,7 +14,10 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
+from edgefuse.errors import EdgefuseError
+
 PATIENCE = timedelta(days=2)  # while the first process computes features; torchrun itself ends all where one fails
+LOST = "Connection closed by peer", "Connection reset by peer", "remote process exited"  # as gloo and nccl say it
 TURNS = 3  # the first process of all, then the first of every machine, then the others
 
 
@@ -50,9 +53,17 @@ def joined() -> Iterator[None]:
     if world() == 1:
         yield
         return
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
+    except (RuntimeError, torch.distributed.DistError) as error:
+        if any(sign in str(error) for sign in LOST):
+            raise EdgefuseError(
+                f"Process {rank()} of {world()} has lost another one.", hint="What ended it is told by that one, above or below."
+            ) from error
+        raise
     finally:
         torch.distributed.destroy_process_group()
 
@@ -79,5 +90,4 @@ def summed(values: Tensor) -> Tensor:
 
 
 def _wait() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    summed(torch.zeros(1))  # on CPUs, so that no GPU is kept busy for hours

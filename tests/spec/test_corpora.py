@@ -242,7 +242,7 @@ def test_utterances_are_left_out_for_a_reason(tmp_path):
     [
         ("HELLO  WORLD", "hello world"),
         ("打开 T恤 的", "打开t恤的"),
-        ("ｃａ ａ", "ca a"),
+        ("\N{FULLWIDTH LATIN SMALL LETTER C}\N{FULLWIDTH LATIN SMALL LETTER A} A", "ca a"),
         ("今天 very GOOD 好", "今天very good好"),
     ],
 )
