@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +291,8 @@ def structure_to_json(structure: Structure) -> dict[str, Any]:
 def _entry_to_json(artifact: Artifact, name: str) -> dict[str, Any]:
     """The contract of one entry; `streaming` is how an application goes on from chunk to chunk."""
     specs = {
-        "inputs": [dataclasses.asdict(spec) for spec in artifact.inputs[name]],
-        "outputs": [dataclasses.asdict(spec) for spec in artifact.outputs[name]],
+        "inputs": [_spec_to_json(spec) for spec in artifact.inputs[name]],
+        "outputs": [_spec_to_json(spec) for spec in artifact.outputs[name]],
     }
     if name not in artifact.streaming:
         return specs
@@ -300,6 +300,7 @@ def _entry_to_json(artifact: Artifact, name: str) -> dict[str, Any]:
     told = {
         "chunk_frames": how.chunk,
         "left_context_frames": how.left,
+        "frame_ms": how.frame_ms,
         "look_ahead_frames": 0,
         "overlap_samples": how.overlap,
         "states": dict(how.states),
@@ -346,6 +347,11 @@ def _findings(fields: Mapping[str, Any], reference: Reference) -> Findings:
     return Findings(**{name: value for name, value in fields.items() if name != "word_errors"}, words=words)
 
 
+def _spec_to_json(spec: TensorSpec) -> dict[str, Any]:
+    """One tensor; `frame_ms` where it has one."""
+    return {name: told for name, told in dataclasses.asdict(spec).items() if name != "frame_ms" or told}
+
+
 def _specs(specs: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in specs)
 
@@ -354,6 +360,7 @@ def _streaming(fields: Mapping[str, Any]) -> Streaming:
     return Streaming(
         chunk=fields["chunk_frames"],
         left=fields["left_context_frames"],
+        frame_ms=fields["frame_ms"],
         states=fields["states"],
         held=tuple(fields["held"]),
         overlap=fields["overlap_samples"],

@@ -737,6 +737,9 @@ def ablation(
 @click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
 @click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with its weights; its vocabulary may be another.")
 @click.option("--precision", metavar="NAME|FILE", help="Fine-tune it, folded, for fewer bits; an epoch is 100 batches then.")
+@click.option(
+    "--convert-norm", is_flag=True, help="Convert it, a LayerNorm Conformer, to one whose norms fold; an epoch is 100 batches."
+)
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--accumulate", type=int, metavar="N", help="Batches that a step hears one after another.  [default: 1]")
 @click.option("--patience", type=int, metavar="N", help="End after N epochs without a better dev WER; the best is kept.")
@@ -751,19 +754,28 @@ def train(
     threads: int,
     start: Path | None,
     precision: str | None,
+    convert_norm: bool,
     calibration: Path | None,
     as_json: bool,
     **recipe: Any,  # noqa: ANN401 - the recipe's own fields
 ) -> None:
-    """Train an encoder with CTC, or fine-tune a folded one for fewer bits, and print its word error rates.
+    """Train an encoder with CTC, fine-tune a folded one for fewer bits, or convert a Conformer; print its word error rates.
 
     On several GPUs, or machines: torchrun --nproc-per-node 8 -m edgefuse train ...  Curves: tensorboard --logdir RUN/curves
     """
     from edgefuse.report import rows, terminal
 
     told = {name: value for name, value in recipe.items() if value is not None}
+    if convert_norm:
+        _require_convertible(start, precision, told)
     scheme = _trained_for(precision, start, calibration, told)
-    if scheme and start:
+    if convert_norm and start:
+        from edgefuse.train.convert_norm import convert_norm as convert
+        from edgefuse.train.recipe import CONVERSION
+
+        conversion = replace(CONVERSION, **told)
+        trained = convert(start, speech, output, conversion, resume=resume, threads=threads, features=features)
+    elif scheme and start:
         from edgefuse.train.finetune import fine_tune
         from edgefuse.train.recipe import FINE_TUNING
 
@@ -783,6 +795,25 @@ def train(
         terminal.show_table(columns, rows.error_rows(trained.errors), title=str(trained.folder))
 
 
+def _require_convertible(start: Path | None, precision: str | None, told: Mapping[str, object]) -> None:
+    if start is None:
+        raise UsageError("A conversion needs a LayerNorm Conformer to begin with.", hint="Name it with: --from CHECKPOINT")
+    if precision is not None:
+        raise UsageError(
+            "A conversion and a fine-tuning for fewer bits are two steps.",
+            hint="Convert first, fold what comes out, and then: edgefuse train --from FOLDED --precision ...",
+        )
+    _require_own(told, "checkpoint")
+
+
+def _require_own(told: Mapping[str, object], whose: str) -> None:
+    """Refuse options that the checkpoint to begin with decides."""
+    for option in ("preset", "norm", "vocabulary_size"):
+        if option in told:
+            name = option.partition("_")[0]
+            raise UsageError(f"--{name} is the {whose}'s own.", hint=f"Leave --{name} away.")
+
+
 def _trained_for(
     precision: str | None, start: Path | None, calibration: Path | None, told: Mapping[str, object]
 ) -> Scheme | None:
@@ -796,10 +827,7 @@ def _trained_for(
         raise UsageError(f"{scheme} loses nothing that training could win back.", hint="Fine-tune for fewer bits, such as: int8")
     if start is None:
         raise UsageError("Fewer bits are learnt from a folded checkpoint.", hint="Name it with: --from FOLDED")
-    for option in ("preset", "norm", "vocabulary_size"):
-        if option in told:
-            name = option.partition("_")[0]
-            raise UsageError(f"--{name} is the folded checkpoint's own.", hint=f"Leave --{name} away.")
+    _require_own(told, "folded checkpoint")
     return scheme
 
 

@@ -14,7 +14,7 @@ from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import UsageError
 from edgefuse.foreign import in_words
 from edgefuse.listen import load
-from edgefuse.recognize import FRAME_SECONDS, Heard, answer, encoder_frames, entry_for, hear, heard_in, streaming_entry, taken
+from edgefuse.recognize import FRAME_SECONDS, Heard, answer, entry_for, hear, heard_in, streaming_entry, taken
 from edgefuse.speech import MANIFEST, read_speech
 from edgefuse.verify.wer import WordErrors, count_word_errors, split_word_errors
 
@@ -91,9 +91,9 @@ def _evaluate(
 
 
 def _logits(loaded: Loaded, heard: Heard, *, live: bool) -> NDArray[np.float32]:
-    frames, seconds = encoder_frames(heard.features), len(heard.features) * FRAME_SECONDS
+    seconds = len(heard.features) * FRAME_SECONDS
     artifact = loaded.artifact
-    entry = streaming_entry(artifact) if live else entry_for(artifact, Path(heard.identity), frames, seconds)
+    entry = streaming_entry(artifact) if live else entry_for(artifact, Path(heard.identity), len(heard.features), seconds)
     return answer(loaded.session, artifact, entry, taken(heard, artifact.inputs[entry]))
 
 

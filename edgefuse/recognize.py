@@ -19,9 +19,9 @@ from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import AudioTooLong, UsageError
 from edgefuse.frontend.audio import read_audio
-from edgefuse.frontend.intake import FEATURES, OVERLAP, SAMPLES, intake_of
+from edgefuse.frontend.intake import OVERLAP, intake_of
 from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
-from edgefuse.model.config import SUBSAMPLING
+from edgefuse.model.config import FEATURE_HOP_MS
 from edgefuse.speech import TestSet
 
 if TYPE_CHECKING:
@@ -99,17 +99,23 @@ def hear(speech: TestSet, frontend: Frontend) -> tuple[Heard, ...]:
 
 def taken(utterance: Heard | Golden, specs: Sequence[TensorSpec]) -> NDArray[np.float32]:
     """What an entry hears of an utterance: its samples (N,), or its features (T, mel_bins)."""
-    return utterance.samples if intake_of(specs) is SAMPLES else utterance.features
+    return utterance.samples if intake_of(specs).hears_samples else utterance.features
 
 
 def fit(heard: Sequence[Heard], mode: Mode) -> tuple[Heard, ...]:
     """The utterances that a mode takes: one that streams takes any, the others what their longest entry holds."""
-    return tuple(each for each in heard if mode.streaming or encoder_frames(each.features) <= longest(mode.inputs))
+    return tuple(each for each in heard if mode.streaming or fitting(mode.inputs, len(each.features)))
 
 
-def encoder_frames(features: NDArray[np.float32]) -> int:
-    """How many frames of 40 ms the encoder makes of features (T, mel_bins)."""
-    return FEATURES.frames(len(features))
+def feature_frames(specs: Sequence[TensorSpec]) -> int:
+    """How many feature frames fill an entry: with one encoder frame more it would be too small."""
+    return capacity(specs) * intake_of(specs).frame_ms // FEATURE_HOP_MS
+
+
+def holds(specs: Sequence[TensorSpec], features: int) -> bool:
+    """Whether an entry takes an utterance of so many feature frames at once; those that fill no encoder frame do not count."""
+    reduction = intake_of(specs).frame_ms // FEATURE_HOP_MS
+    return features // reduction <= capacity(specs)
 
 
 def capacity(specs: Sequence[TensorSpec]) -> int:
@@ -117,14 +123,9 @@ def capacity(specs: Sequence[TensorSpec]) -> int:
     return specs[0].shape[1] // intake_of(specs).per_frame
 
 
-def longest(inputs: Inputs) -> int:
-    """Encoder frames of the longest entry."""
-    return max(capacity(specs) for specs in inputs.values())
-
-
-def fitting(inputs: Inputs, frames: int) -> str | None:
-    """The shortest entry that takes so many encoder frames; None when there is none."""
-    fits = [(capacity(specs), name) for name, specs in inputs.items() if capacity(specs) >= frames]
+def fitting(inputs: Inputs, features: int) -> str | None:
+    """The shortest entry that takes so many feature frames; None when there is none."""
+    fits = [(capacity(specs), name) for name, specs in inputs.items() if holds(specs, features)]
     return min(fits)[1] if fits else None
 
 
@@ -184,7 +185,7 @@ class Stream:
         return self.run(heard, padding)[self._answers[0].name]
 
     def run(self, heard: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> dict[str, NDArray[np.float32]]:
-        """The same with every output, by name: (T, ...) of logits, (4 T, ...) of features."""
+        """The same with every output, by name: (T, ...) of logits, (reduction T, ...) of features."""
         frames = max(0, len(heard) - self._lead) // self._intake.per_frame
         if heard.shape[1:] != self._heard.shape[2:] or len(heard) > self.takes:
             most = (self.takes, *self._heard.shape[2:])
@@ -221,18 +222,18 @@ def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: 
     search = begin(decoding, tokens)
     heard = heard_in(recording, bundle.frontend)
     seconds = len(heard.samples) / bundle.frontend.spec.sample_rate_hz
-    entry = entry_for(artifact, recording, encoder_frames(heard.features), seconds)
+    entry = entry_for(artifact, recording, len(heard.features), seconds)
     logits = answer(session, artifact, entry, taken(heard, artifact.inputs[entry]))
-    words = words_of(search.accept(logits).best, tokens)
+    words = words_of(search.accept(logits).best, tokens, frame_ms=bundle.config.frame_ms)
     return Transcript(recording, seconds, (Said(words),) if words else ())
 
 
-def entry_for(artifact: Artifact, recording: Path, frames: int, seconds: float) -> str:
-    """The shortest entry that takes a recording of so many encoder frames at once, or else one that streams."""
+def entry_for(artifact: Artifact, recording: Path, features: int, seconds: float) -> str:
+    """The shortest entry that takes a recording of so many feature frames at once, or else one that streams."""
     offline = {name: specs for name, specs in artifact.inputs.items() if name not in artifact.streaming}
-    entry = fitting(offline, frames) or next(iter(artifact.streaming), None)
+    entry = fitting(offline, features) or next(iter(artifact.streaming), None)
     if entry is None:
-        most = longest(artifact.inputs) * SUBSAMPLING * FRAME_SECONDS
+        most = max(feature_frames(specs) for specs in artifact.inputs.values()) * FRAME_SECONDS
         raise AudioTooLong(
             f"{recording} lasts {seconds:.2f} s; {artifact.path.name} takes {most:.2f} s.",
             hint=f"Export it with: --seconds {np.ceil(seconds):.0f}  (or cut the recording).",

@@ -27,8 +27,7 @@ from edgefuse.decode.search import GREEDILY, Decoding, begin
 from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
-from edgefuse.frontend.intake import SAMPLES, intake_of
-from edgefuse.model.config import SUBSAMPLING
+from edgefuse.frontend.intake import intake_of
 from edgefuse.recognize import Stream, Transcript, features_of, streaming_entry
 from edgefuse.target import find
 
@@ -103,7 +102,7 @@ class Recognizer:
         """Forget all that was heard."""
         mel_bins = self._loaded.bundle.frontend.spec.mel_bins
         self._samples = np.zeros(0, np.float32)  # of features that are not whole yet
-        self._heard = np.zeros(0 if self._intake is SAMPLES else (0, mel_bins), np.float32)  # from the next encoder frame on
+        self._heard = np.zeros(0 if self._intake.hears_samples else (0, mel_bins), np.float32)  # from the next encoder frame on
         self._said: list[Said] = []
         self._finished = False
         self.latency_ns: list[int] = []
@@ -119,7 +118,7 @@ class Recognizer:
     @property
     def words(self) -> tuple[Word, ...]:
         """What has been said so far in this utterance; times count from the beginning of the recording."""
-        return words_of(self._search.best, self._tokens, self._first_frame)
+        return words_of(self._search.best, self._tokens, self._first_frame, self._intake.frame_ms)
 
     @property
     def text(self) -> str:
@@ -134,7 +133,7 @@ class Recognizer:
     @property
     def chunk_samples(self) -> int:
         """How many samples fill a chunk; pieces of any other size are taken as well."""
-        return self._stream.frames * SUBSAMPLING * self._loaded.bundle.frontend.spec.hop_samples
+        return self._stream.frames * self._loaded.bundle.config.reduction * self._loaded.bundle.frontend.spec.hop_samples
 
     def accept(self, pcm: NDArray[np.float32] | NDArray[np.int16]) -> str:
         """Hear some more: (N,) samples at 16 kHz, float32 in [-1, 1] or int16. Returns the text of the utterance so far.
@@ -175,7 +174,7 @@ class Recognizer:
 
     def _hear(self, samples: NDArray[np.float32]) -> None:
         """Add the samples to what the entry hears next, or else the features of every frame that is whole by now."""
-        if self._intake is SAMPLES:
+        if self._intake.hears_samples:
             self._heard = np.concatenate((self._heard, samples))
             return
         spec = self._loaded.bundle.frontend.spec
@@ -202,7 +201,7 @@ class Recognizer:
         for taken, best in enumerate(path, start=1):
             self._frames += 1
             self._blanks = self._blanks + 1 if best == BLANK_ID else 0
-            if self._endpointing and self._endpointing.over(self._frames, self._blanks):
+            if self._endpointing and self._endpointing.over(self._frames, self._blanks, self._intake.frame_ms):
                 return taken
         return None
 

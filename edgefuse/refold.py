@@ -19,7 +19,7 @@ from edgefuse.fold.exactness import probe
 from edgefuse.lower import Chunks
 from edgefuse.model import FULL, Context
 from edgefuse.model.reestimate import reestimate
-from edgefuse.recognize import encoder_frames, frontend_of, hear
+from edgefuse.recognize import frontend_of, hear
 from edgefuse.speech import TestSet, read_speech
 from edgefuse.values import Checkpoint, FoldedModel
 
@@ -37,7 +37,9 @@ def refold(
     if speech is None and chunks is not None:
         raise UsageError("Chunks change nothing but the statistics.", hint="Say on which speech: --reestimate SPEECH")
     if speech is not None:
-        checkpoint = reestimated(checkpoint, read_speech(speech), Context(*chunks.frames) if chunks else FULL)
+        checkpoint = reestimated(
+            checkpoint, read_speech(speech), Context(*chunks.frames(checkpoint.config.frame_ms)) if chunks else FULL
+        )
     folded, exact = fold_exactly(folder, checkpoint)
     store.write_folded(output, folded, exact, overwrite=overwrite)
     return folded, exact
@@ -60,9 +62,9 @@ def reestimated(checkpoint: Checkpoint, speech: TestSet, context: Context = FULL
     if not any(name.endswith("running_var") for name in checkpoint.weights):
         raise UsageError("There are no batch statistics in this checkpoint.", hint="Fold it without --reestimate.")
     encoder = checkpoints.encoder_of(checkpoint)
-    heard = [
-        h.features for h in hear(speech, frontend_of(checkpoint)) if encoder_frames(h.features) <= checkpoint.config.max_frames
-    ]
+    config = checkpoint.config
+    longest = config.max_frames * config.reduction
+    heard = [each.features for each in hear(speech, frontend_of(checkpoint)) if len(each.features) <= longest]
     reestimate(encoder, _batches(heard), context)
     return checkpoints.of_encoder(encoder, checkpoint.frontend_mean, checkpoint.frontend_istd, checkpoint.tokens)
 

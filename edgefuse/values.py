@@ -22,7 +22,6 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FLOAT: tuple[Precision, ...] = ("fp32", "fp16")  # the others are quantized, as a scheme says
 Input = Literal["features", "pcm"]  # what the entries of an artifact hear
 INPUTS: tuple[Input, ...] = ("features", "pcm")
-ENCODER_HOP_MS = 40  # one encoder frame
 OFFLINE = "offline"  # the mode of the entries that take whole utterances
 
 
@@ -55,11 +54,20 @@ class Fold:
         site: the module that disappears, or the constants that do.
         into: the layers (or parameters) that absorb it.
         rule: which equation of `edgefuse.fold.algebra` applies.
+        writers: of a residual basis, the last of `into`: what is added to the stream; those before them read it.
     """
 
     site: str
     into: tuple[str, ...]
-    rule: Literal["norm after", "norm before", "affine before", "half step", "embedding scale", "query", "key bias"]
+    rule: Literal[
+        "norm after", "norm before", "residual basis", "affine before", "half step", "embedding scale", "query", "key bias"
+    ]
+    writers: tuple[str, ...] = ()
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Of a residual basis, what takes the stream."""
+        return self.into[: len(self.into) - len(self.writers)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +100,16 @@ class FoldedModel:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of an entry: a name, a shape, an element type, and what it holds, units included."""
+    """One input or output of an entry: a name, a shape, an element type, and what it holds, units included.
+
+    Of what an entry hears, `frame_ms` is one encoder frame of its answer, in milliseconds; else it is 0.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: Literal["float32"]
     meaning: str
+    frame_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,7 @@ class Streaming:
     Attributes:
         chunk: encoder frames that it takes at once.
         left: encoder frames before the chunk that its attention sees.
+        frame_ms: one encoder frame, in milliseconds.
         states: name of an input to the name of the output that holds it for the next chunk; an utterance begins with zeros.
         held: names of the caches that the artifact holds itself: it then serves one utterance at a time.
         overlap: samples of the utterance that its `overlap` begins with instead, and behind which its chunks come; 0 where it
@@ -115,6 +128,7 @@ class Streaming:
 
     chunk: int
     left: int
+    frame_ms: int
     states: Mapping[str, str]
     held: tuple[str, ...] = ()
     overlap: int = 0
@@ -122,12 +136,12 @@ class Streaming:
     @property
     def chunk_ms(self) -> int:
         """How much speech it takes at once."""
-        return self.chunk * ENCODER_HOP_MS
+        return self.chunk * self.frame_ms
 
     @property
     def left_context_ms(self) -> int:
         """How much of the past it sees."""
-        return self.left * ENCODER_HOP_MS
+        return self.left * self.frame_ms
 
 
 @dataclass(frozen=True, slots=True)

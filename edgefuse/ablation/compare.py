@@ -34,7 +34,7 @@ from edgefuse.quantize.observe import Range, observe
 from edgefuse.quantize.scheme import Clipping, Scheme
 from edgefuse.recognize import capacity
 from edgefuse.target import Session, Target
-from edgefuse.values import ENCODER_HOP_MS, Artifact, Checkpoint, Entry, Mode, Precision, Program, Quantization
+from edgefuse.values import Artifact, Checkpoint, Entry, Mode, Precision, Program, Quantization
 
 VOCABULARY = 29
 LAYER_NORM, UNFOLDED, FOLDED = "LN", "unfolded", "folded"
@@ -211,7 +211,7 @@ def _measure(
         with tell(f"Timing {', '.join(able)} on {name} in turns, {mode.name}"):
             contenders = {kind: contender(*each, mode) for kind, each in able.items()}
             samples = interleave({**contenders, GEMM: _matrix_product(cost(config).macs(frames, keys), turns.threads)}, turns)
-        audio = {AUDIO: (frames * ENCODER_HOP_MS * 1_000_000,) * turns.rounds}
+        audio = {AUDIO: (frames * config.frame_ms * 1_000_000,) * turns.rounds}
         yield mode, Timed({**samples.latency_ns, **audio})
 
 

@@ -8,6 +8,7 @@ keys and values and one of the convolutions. It answers as `StreamingGraph` does
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -15,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgefuse.lower.graph import HIDDEN
-from edgefuse.model import SUBSAMPLING, Encoder
+from edgefuse.model import Encoder
 from edgefuse.model.attention import Attention
-from edgefuse.model.config import SUBSAMPLING_HISTORY
 from edgefuse.model.fusionformer import Block, Convolution, Subsampling
 from edgefuse.model.streaming import Context, positions_within
 from edgefuse.values import Entry, Streaming, TensorSpec
@@ -55,7 +55,7 @@ class PlainGraph(nn.Module):
         for layer, block in enumerate(cast("Iterable[Block]", self.encoder.blocks)):
             x = x + 0.5 * _feed_forward(block.macaron, x)
             mixed, renewed = _attend(
-                block.attention, block.norm_attention(x, x), hidden, self.table, attention[layer : layer + 1]
+                cast("Attention", block.attention), block.norm_attention(x, x), hidden, self.table, attention[layer : layer + 1]
             )
             pasts.append(renewed)
             x = x + mixed
@@ -65,7 +65,7 @@ class PlainGraph(nn.Module):
             x = x + convolved
             x = block.norm_final(x + 0.5 * _feed_forward(block.feed_forward, x), x)
         behind = torch.clamp(past + self.chunk, 0.0, float(self.left))
-        caches = behind, frames[:, -SUBSAMPLING_HISTORY:], torch.cat(pasts), torch.stack(inputs)
+        caches = behind, frames[:, -self.encoder.subsampling.history :], torch.cat(pasts), torch.stack(inputs)
         return (self.encoder.ctc(self.encoder.norm(x, x)), *caches)
 
 
@@ -74,20 +74,23 @@ def plain_entry(encoder: Encoder, chunk: int, left: int, name: str) -> Entry:
     config = encoder.config
     shapes = (
         (1,),
-        (1, SUBSAMPLING_HISTORY, config.mel_bins),
+        (1, encoder.subsampling.history, config.mel_bins),
         (config.layers, config.heads, left, 2 * config.head_dimension),
         (config.layers, 1, config.conv_width, config.kernel - 1),
     )
-    given = {"features": (1, chunk * SUBSAMPLING, config.mel_bins), "length": (1,), **dict(zip(CACHES, shapes, strict=True))}
+    given = {"features": (1, chunk * config.reduction, config.mel_bins), "length": (1,), **dict(zip(CACHES, shapes, strict=True))}
     taken = {"logits": (1, chunk, config.vocabulary_size), **{f"{n}_next": s for n, s in zip(CACHES, shapes, strict=True)}}
     inputs, outputs = (tuple(TensorSpec(n, s, "float32", "see PlainGraph") for n, s in each.items()) for each in (given, taken))
-    streaming = Streaming(chunk, left, {n: f"{n}_next" for n in CACHES})
+    inputs = (replace(inputs[0], frame_ms=config.frame_ms), *inputs[1:])
+    streaming = Streaming(chunk, left, config.frame_ms, {n: f"{n}_next" for n in CACHES})
     graph = PlainGraph(encoder, chunk, left).eval().requires_grad_(requires_grad=False)
     return Entry(name, graph, inputs, outputs, streaming)
 
 
 def _subsample(subsampling: Subsampling, frames: Tensor) -> Tensor:
-    x = F.relu(subsampling.conv2.conv(F.relu(subsampling.conv1.conv(frames.unsqueeze(1)))))
+    x = frames.unsqueeze(1)
+    for each in subsampling.convolutions:
+        x = F.relu(each.conv(x))
     return cast("Tensor", subsampling.linear.linear(x.permute(0, 2, 3, 1).flatten(2)))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgefuse.measurement import Call
-from edgefuse.recognize import Stream, capacity, encoder_frames, taken
+from edgefuse.recognize import Stream, holds, taken
 from edgefuse.verify.parity import IDENTICAL_DB, NONSENSE_DB, snr_db
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def feed_of(artifact: Artifact, entry: str, goldens: Sequence[Golden], *, few: b
     """Every golden vector that the entry takes, call by call; with `few` the shortest and the one that fills the entry."""
     streams = artifact.streaming.get(entry)
     specs = artifact.inputs[entry]
-    fits = [each for each in goldens if streams or encoder_frames(each.features) <= capacity(specs)]
+    fits = [each for each in goldens if streams or holds(specs, len(each.features))]
     chosen = [fits[0], fits[-1]][-len(fits) :] if few else fits
     return tuple(call for golden in chosen for call in _calls(artifact, entry, golden))
 

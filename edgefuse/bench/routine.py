@@ -15,10 +15,10 @@ from edgefuse import store
 from edgefuse.bench.feed import feed_of, judged
 from edgefuse.bench.result import Order, Result, Writer, begin_result, key_of, read_result, visit_json
 from edgefuse.errors import BenchFailed, DeviceError, RunFailed, UsageError
+from edgefuse.frontend.intake import intake_of
 from edgefuse.measurement import NOT_TOLD, USUAL, WANTS, Absence, Failure, Job, Memory, Routine, Subject, Visit
 from edgefuse.packages import extras, versions
 from edgefuse.recognize import capacity
-from edgefuse.values import ENCODER_HOP_MS
 from edgefuse.verify.gate import BARS
 from edgefuse.verify.wer import rates_by_part
 
@@ -158,7 +158,7 @@ def _candidate(name: str, bundle: Bundle, export: Export, mode: Mode, entry: str
         target=artifact.target,
         precision=artifact.precision,
         entry=entry,
-        audio_ms=capacity(artifact.inputs[entry]) * ENCODER_HOP_MS,
+        audio_ms=capacity(artifact.inputs[entry]) * intake_of(artifact.inputs[entry]).frame_ms,
         streaming=mode.streaming is not None,
         checkpoint=bundle.checkpoint,
         folded=bundle.folded,

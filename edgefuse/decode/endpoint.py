@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgefuse.decode.spelling import FRAME_S
+from edgefuse.decode.spelling import FRAME_MS
 from edgefuse.errors import UsageError
 
 
@@ -30,8 +30,7 @@ class Endpointing:
         if not min(self.silence_ms, self.nothing_ms, self.longest_ms) > 0:
             raise UsageError("An utterance cannot end after no time.", hint="Give it some: --endpoint-silence-ms 800")
 
-    def over(self, frames: int, blanks: int) -> bool:
+    def over(self, frames: int, blanks: int, frame_ms: int = FRAME_MS) -> bool:
         """Whether an utterance of so many frames is over, so many of which, at its end, are blank."""
-        frame_ms = 1000 * FRAME_S
         silence_ms = self.silence_ms if blanks < frames else self.nothing_ms
         return blanks * frame_ms >= silence_ms or frames * frame_ms >= self.longest_ms

@@ -2,7 +2,7 @@
 
 The times of a word are those of its peaks. CTC is trained to say a token somewhere within its sound, mostly in one frame, and
 leaves the rest to the blank: a word therefore begins when its first token peaks (often after the sound has begun) and ends
-with the frame in which its last token peaks (before the sound has faded). A word of one token seems to last 40 ms. The order
+with the frame in which its last token peaks (before the sound has faded). A word of one token seems to last one frame. The order
 is right and a gap between utterances shows; to cut audio at these times, leave some hundred milliseconds on either side.
 """
 
@@ -14,7 +14,7 @@ from itertools import groupby
 
 from edgefuse.decode.tokens import SPACE, Tokens
 
-FRAME_S = 0.04  # one encoder frame
+FRAME_MS = 40  # one encoder frame, of most encoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Said:
         return text_of(self.words)
 
 
-def words_of(spelling: Spelling, tokens: Tokens, first_frame: int = 0) -> tuple[Word, ...]:
+def words_of(spelling: Spelling, tokens: Tokens, first_frame: int = 0, frame_ms: int = FRAME_MS) -> tuple[Word, ...]:
     """The words that tokens spell; their frames are counted from `first_frame` of the recording."""
     letters = [
         (letter, first_frame + frame)
@@ -57,7 +57,7 @@ def words_of(spelling: Spelling, tokens: Tokens, first_frame: int = 0) -> tuple[
         for letter in tokens.symbols[number].replace(SPACE, " ")
     ]
     found = (list(group) for between, group in groupby(letters, key=lambda each: each[0].isspace()) if not between)
-    return tuple(_word("".join(letter for letter, _ in word), word[0][1], word[-1][1]) for word in found)
+    return tuple(_word("".join(letter for letter, _ in word), word[0][1], word[-1][1], frame_ms) for word in found)
 
 
 def text_of(words: Iterable[Word]) -> str:
@@ -65,5 +65,5 @@ def text_of(words: Iterable[Word]) -> str:
     return " ".join(word.text for word in words)
 
 
-def _word(text: str, first: int, last: int) -> Word:
-    return Word(text, round(first * FRAME_S, 2), round((last + 1) * FRAME_S, 2))  # whole frames: two digits are exact
+def _word(text: str, first: int, last: int, frame_ms: int) -> Word:
+    return Word(text, first * frame_ms / 1000, (last + 1) * frame_ms / 1000)

@@ -1,12 +1,15 @@
 """What an entry hears: features, or the samples themselves; and how it counts them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from edgefuse.frontend.log_mel import KALDI_80
-from edgefuse.model.config import SUBSAMPLING
-from edgefuse.values import Input, TensorSpec
+from edgefuse.model.config import FEATURE_HOP_MS
+from edgefuse.values import TensorSpec
+
+FEATURES, SAMPLES = "features", "samples"  # names of tensors
+LEAD = KALDI_80.frame_samples - KALDI_80.hop_samples  # samples before those of the first encoder frame
+OVERLAP = "overlap"  # the cache of samples whose frames end in the next chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,15 +18,22 @@ class Intake:
 
     Attributes:
         tensor: the name of its first input.
-        per_frame: how many make one more encoder frame of 40 ms.
+        frame_ms: one encoder frame, in milliseconds.
+        per_frame: how many make one more encoder frame.
         lead: how many an utterance has before these begin to count.
         per_length: how many make 1 of its second input, `length`.
     """
 
     tensor: str
+    frame_ms: int
     per_frame: int
     lead: int
     per_length: int
+
+    @property
+    def hears_samples(self) -> bool:
+        """Whether it is samples that it hears, and not features."""
+        return self.tensor == SAMPLES
 
     def frames(self, count: int) -> int:
         """Whole encoder frames of an utterance of so many."""
@@ -34,14 +44,19 @@ class Intake:
         return self.lead + frames * self.per_frame
 
 
-FEATURES = Intake("features", per_frame=SUBSAMPLING, lead=0, per_length=SUBSAMPLING)
-SAMPLES = Intake(
-    "samples", per_frame=SUBSAMPLING * KALDI_80.hop_samples, lead=KALDI_80.frame_samples - KALDI_80.hop_samples, per_length=1
-)
-OVERLAP = "overlap"  # the cache of samples whose frames end in the next chunk
-INTAKES: Mapping[Input, Intake] = MappingProxyType({"features": FEATURES, "pcm": SAMPLES})
+def of_features(frame_ms: int) -> Intake:
+    """What hears features, for encoder frames of so many milliseconds."""
+    reduction = frame_ms // FEATURE_HOP_MS
+    return Intake(FEATURES, frame_ms, per_frame=reduction, lead=0, per_length=reduction)
+
+
+def of_samples(frame_ms: int) -> Intake:
+    """What hears samples."""
+    per_frame = frame_ms // FEATURE_HOP_MS * KALDI_80.hop_samples
+    return Intake(SAMPLES, frame_ms, per_frame=per_frame, lead=LEAD, per_length=1)
 
 
 def intake_of(specs: Sequence[TensorSpec]) -> Intake:
     """The intake of an entry with these inputs."""
-    return next(intake for intake in INTAKES.values() if intake.tensor == specs[0].name)
+    heard = specs[0]
+    return of_samples(heard.frame_ms) if heard.name == SAMPLES else of_features(heard.frame_ms)

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from edgefuse.frontend.intake import SAMPLES
+from edgefuse.frontend.intake import LEAD, of_samples
 from edgefuse.frontend.log_mel import FrontendSpec, mel_filters, povey_window, preemphasize
 
 LONGEST = 6000  # encoder frames: float32 errs by 1.2e-7 of so many, which is less than half a sample
@@ -58,22 +58,25 @@ class LogMel(nn.Module):
 
 
 class PcmGraph(nn.Module):
-    """samples (1, 240 + 640 T), length (1,) in samples -> what a graph answers to their features, and the features."""
+    """samples (1, 240 + 640 T), length (1,) in samples -> what a graph answers to their features, and the features.
 
-    LEAD: ClassVar[int] = SAMPLES.lead  # samples that `length` counts and that come before those of the first encoder frame
+    With encoder frames of other than 40 ms there are as many more samples, or fewer, for each.
+    """
+
+    LEAD: ClassVar[int] = LEAD  # samples that `length` counts and that come before those of the first encoder frame
     before: Tensor
     frames_per_sample: Tensor
 
-    def __init__(self, front_end: LogMel, network: nn.Module) -> None:
+    def __init__(self, front_end: LogMel, network: nn.Module, frame_ms: int) -> None:
         """Put a front end before a graph that hears features; both are shared, not copied."""
         super().__init__()
-        self.front_end, self.network = front_end, network
+        self.front_end, self.network, self.frame_ms = front_end, network, frame_ms
         self.register_buffer("before", torch.tensor([self.LEAD - 0.5]))  # half a sample keeps rounding off the whole numbers
-        self.register_buffer("frames_per_sample", torch.tensor([1 / SAMPLES.per_frame]))
+        self.register_buffer("frames_per_sample", torch.tensor([1 / of_samples(frame_ms).per_frame]))
 
     def around(self, network: nn.Module) -> "PcmGraph":
         """The same front end before another graph."""
-        return type(self)(self.front_end, network)
+        return type(self)(self.front_end, network, self.frame_ms)
 
     def forward(self, samples: Tensor, length: Tensor) -> tuple[Tensor, ...]:
         """Logits and features of one utterance; what comes of the samples behind `length` is meaningless."""

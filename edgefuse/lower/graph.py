@@ -13,22 +13,25 @@ nothing else of the padding can reach a valid frame.
 
 A chunk has caches beside it, one tensor per layer and kind, each given back as the next chunk wants it. Keys are cached without
 their positions, which count from the first frame of the chunk and so move with every chunk.
+
+Blocks that are one and the same in the encoder are one module here, so that every runtime stores their weights once.
 """
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgefuse.fold.algebra import affine_of
 from edgefuse.model import Encoder
 from edgefuse.model.attention import Attention
-from edgefuse.model.config import SUBSAMPLING_HISTORY
+from edgefuse.model.config import BlockShape
 from edgefuse.model.fusionformer import Block, Convolution, FeedForward, Subsampling
 from edgefuse.model.layers import NormedConv2d, NormedLinear
-from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm
-from edgefuse.model.streaming import Context, positions_within
+from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm, UnifiedNorm
+from edgefuse.model.performer import OFFSET, Performer
+from edgefuse.model.streaming import FULL, Context, positions_within
 
 HIDDEN = 10_000.0  # subtracted from the score of a hidden key: exp(-10000) is zero, and the value fits fp16
 
@@ -65,137 +68,244 @@ class Positions(nn.Module):
         return self.p
 
 
-class DeploymentGraph(nn.Module):
-    """features (1, 4T, mels), length (1,) -> logits (1, T, vocabulary_size).
+class Hidden(nn.Module):
+    """What is added to the scores of the keys of a block: 0 where they are valid, -10000 where not, (1, 1, reach).
 
-    Takes any encoder: a folded FusionFormer leaves no norm in it; an unfolded one, or a Conformer, is built with the same
-    layouts, so that a comparison compares the norms.
-    """
-
-    last_frame: Tensor
-    score: Tensor
-
-    def __init__(self, encoder: Encoder, frames: int) -> None:
-        """Build it from an encoder for T encoder frames; weights are shared with the encoder, not copied."""
-        super().__init__()
-        table = encoder.table[:, :frames]
-        self.subsampling = _Subsampling(encoder.subsampling)
-        self.blocks = nn.ModuleList([_Block(block, table) for block in encoder.blocks if isinstance(block, Block)])
-        self.head = _Head(encoder)
-        self.register_buffer("last_frame", torch.arange(1.0, frames + 1)[None, None])
-        self.register_buffer("score", torch.tensor([HIDDEN]))  # a number in the code would be cast in an fp16 graph
-
-    def forward(self, features: Tensor, length: Tensor) -> Tensor:
-        """Logits of one utterance; frames behind `length` are meaningless."""
-        hidden = torch.clamp(length - self.last_frame, -1.0, 0.0) * self.score  # (1, 1, T): 0 where valid, -10000 where not
-        x = self.subsampling(F.pad(features, (0, 0, SUBSAMPLING_HISTORY, 0)))
-        for block in self.blocks:
-            x = block(x, hidden)
-        return self.head(x)  # type: ignore[no-any-return]
-
-
-class StreamingGraph(nn.Module):
-    """features (1, 4 chunk, mels), length (1,), caches -> logits (1, chunk, vocabulary_size), caches for the next chunk.
-
-    The caches, all zeros at the start of an utterance: `past` (1,), how many of the cached frames there are by now; the last
-    feature frames (1, 3, mels); and per layer keys and values (1, left, d) and the convolution's last inputs (1, kernel - 1, w).
-    After a chunk that is shorter than the graph, the last one, the caches are meaningless.
+    Two blocks that look equally far back, at the same frame rate, share one. A Performer has no scores: it counts its keys, those
+    of the chunk alone, as 1 where they are valid and 0 where not.
     """
 
     first_frame: Tensor
     last_frame: Tensor
     score: Tensor
+    one: Tensor
+    rate: Tensor
+
+    def __init__(self, context: Context, frames: int, rate: int, *, counts: bool) -> None:
+        """For `frames` keys of a block's own, `rate` per encoder frame of the output; without a chunk there is no past."""
+        super().__init__()
+        self.counts = counts
+        reach, left = context.reach(frames), context.left or 0
+        first = torch.arange(reach, dtype=torch.float32)[None, None] - left  # 0 is the chunk's first
+        self.chunked, self.is_faster = context.chunk is not None, rate > 1
+        if self.chunked:
+            self.register_buffer("first_frame", first)
+        self.register_buffer("last_frame", first + 1)
+        if counts:
+            self.register_buffer("one", torch.ones(1))
+        else:
+            self.register_buffer("score", torch.tensor([HIDDEN]))  # a number in the code would be cast in an fp16 graph
+        if self.is_faster:
+            self.register_buffer("rate", torch.tensor([float(rate)]))
+
+    def forward(self, length: Tensor, past: Tensor | None = None) -> Tensor:
+        """`length` valid frames of the output; in a chunk also `past` cached ones."""
+        hidden = torch.clamp(self._own(length) - self.last_frame, -1.0, 0.0)  # -1 where nothing is said any more
+        if self.counts:
+            return hidden + self.one
+        if past is not None:
+            hidden = torch.clamp(self.first_frame + self._own(past), -1.0, 0.0) + hidden  # -1 where nothing has been said yet
+        return hidden * self.score
+
+    def _own(self, count: Tensor) -> Tensor:
+        return count * self.rate if self.is_faster else count
+
+
+class _Network(nn.Module):
+    """The modules of both graphs: blocks that are one in the encoder are one here, and so is what hides keys alike."""
+
+    def __init__(self, encoder: Encoder, layers: Sequence[tuple[Block, BlockShape]], frames: int, context: Context) -> None:
+        super().__init__()
+        shapes = [shape for _, shape in layers]
+        self.contexts = [context.within(shape.frames, shape.left) for shape in shapes]
+        owns = [frames * shape.frames for shape in shapes]
+        made: dict[Block, int] = {}
+        self.order = [made.setdefault(block, len(made)) for block, _ in layers]
+        places = [self.order.index(number) for number in range(len(made))]
+        self.blocks = nn.ModuleList(
+            [_Block(layers[i][0], positions_within(encoder.table, owns[i], self.contexts[i]), shapes[i], owns[i]) for i in places]
+        )
+        kinds: dict[tuple[Context, int, int, bool], int] = {}
+        self.hiding: list[int | None] = []
+        for shape, own, sees in zip(shapes, owns, self.contexts, strict=True):
+            counts = shape.attention == "performer"
+            kind = (FULL if counts else sees, own, shape.frames, counts)
+            self.hiding.append(None if shape.attention == "none" else kinds.setdefault(kind, len(kinds)))
+        self.hidden = nn.ModuleList([Hidden(c, own, rate, counts=counts) for c, own, rate, counts in kinds])
+
+    def layers(self) -> list[tuple["_Block", int | None]]:
+        """Each block in the order in which they run, and which `hidden` it wants."""
+        blocks = [self.blocks[number] for number in self.order]
+        return [(block, hiding) for block, hiding in zip(blocks, self.hiding, strict=True) if isinstance(block, _Block)]
+
+    def hide(self, length: Tensor, past: Tensor | None = None) -> list[Tensor]:
+        """What every block of a kind is told of its keys."""
+        return [each(length, past) for each in self.hidden]
+
+
+class DeploymentGraph(_Network):
+    """features (1, reduction T, mels), length (1,) -> logits (1, T, vocabulary_size); of a cascade those of its second pass.
+
+    Takes any encoder: a folded FusionFormer leaves no norm in it; an unfolded one, or a Conformer, is built with the same
+    layouts, so that a comparison compares the norms.
+    """
+
+    def __init__(self, encoder: Encoder, frames: int) -> None:
+        """Build it from an encoder for T encoder frames; weights are shared with the encoder, not copied."""
+        super().__init__(encoder, encoder.layers, frames, FULL)
+        self.subsampling = _Subsampling(encoder.subsampling)
+        self.head = _second_head(encoder) if encoder.config.second_pass else _first_head(encoder)
+
+    def forward(self, features: Tensor, length: Tensor) -> Tensor:
+        """Logits of one utterance; frames behind `length` are meaningless."""
+        hidden = self.hide(length)
+        x = self.subsampling(F.pad(features, (0, 0, self.subsampling.history, 0)))
+        for block, hiding in self.layers():
+            x = block(x, None if hiding is None else hidden[hiding])
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+class SecondPassGraph(_Network):
+    """encoded (1, T, d), length (1,) -> logits (1, T, vocabulary_size): the second pass over what the first one gave."""
+
+    def __init__(self, encoder: Encoder, frames: int) -> None:
+        """Build it from a cascade for T encoder frames; weights are shared with the encoder, not copied."""
+        super().__init__(encoder, encoder.second_pass, frames, FULL)
+        self.head = _second_head(encoder)
+
+    def forward(self, encoded: Tensor, length: Tensor) -> Tensor:
+        """Logits of one utterance; frames behind `length` are meaningless."""
+        hidden = self.hide(length)
+        for block, hiding in self.layers():
+            encoded = block(encoded, None if hiding is None else hidden[hiding])
+        return self.head(encoded)  # type: ignore[no-any-return]
+
+
+class StreamingGraph(_Network):
+    """features (1, reduction chunk, mels), length (1,), caches -> logits (1, chunk, vocabulary_size), caches for the next chunk.
+
+    The caches, all zeros at the start of an utterance: `past` (1,), how many encoder frames have been spoken by now, up to the
+    left context; the last feature frames (1, subsampling - 1, mels); and those of each block, as `caches_of` says. After a
+    chunk that is shorter than the graph, the last one, the caches are meaningless. The first pass of a cascade also gives what
+    the second one wants, (1, chunk, d), behind its logits.
+    """
+
     step: Tensor
 
     def __init__(self, encoder: Encoder, chunk: int, left: int) -> None:
         """Build it from an encoder for chunks after a past, both in encoder frames; weights are shared, not copied."""
-        super().__init__()
+        super().__init__(encoder, encoder.first_pass, chunk, Context(chunk, left))
         self.left = left
-        reach = left + chunk
         self.subsampling = _Subsampling(encoder.subsampling)
-        table = positions_within(encoder.table, reach, Context(chunk, left))
-        self.blocks = nn.ModuleList([_Block(block, table) for block in encoder.blocks if isinstance(block, Block)])
-        self.head = _Head(encoder)
-        frames = torch.arange(reach, dtype=torch.float32)[None, None] - left  # 0 is the chunk's first
-        self.register_buffer("first_frame", frames)
-        self.register_buffer("last_frame", frames + 1)
-        self.register_buffer("score", torch.tensor([HIDDEN]))
+        self.head = _first_head(encoder)
+        self.is_first_pass = encoder.config.second_pass > 0
         self.register_buffer("step", torch.tensor([float(chunk)]))
 
     def forward(self, features: Tensor, length: Tensor, past: Tensor, history: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """Logits of one chunk, those behind `length` meaningless, and the next caches in the order of the given ones."""
-        before = torch.clamp(self.first_frame + past, -1.0, 0.0)  # -1 where nothing has been said yet
-        behind = torch.clamp(length - self.last_frame, -1.0, 0.0)  # -1 where nothing is said any more
-        hidden = (before + behind) * self.score
+        hidden = self.hide(length, past)
         frames = torch.cat((history, features), dim=1)
         x = self.subsampling(frames)
-        following = [torch.clamp(past + self.step, 0.0, float(self.left)), frames[:, -SUBSAMPLING_HISTORY:]]
-        blocks = cast("Iterable[_Block]", self.blocks)
-        for block, keys, values, inputs in zip(blocks, caches[::3], caches[1::3], caches[2::3], strict=True):
-            x, *renewed = block.stream(x, hidden, keys, values, inputs)
+        following = [torch.clamp(past + self.step, 0.0, float(self.left)), frames[:, -self.subsampling.history :]]
+        for block, hiding in self.layers():
+            own, caches = caches[: block.caches], caches[block.caches :]
+            x, *renewed = block.stream(x, None if hiding is None else hidden[hiding], *own)
             following += renewed
-        return (self.head(x), *following)
+        return (self.head(x), *((x,) if self.is_first_pass else ()), *following)
 
 
 class _Head(nn.Module):
-    def __init__(self, source: Encoder) -> None:
+    def __init__(self, norm: nn.Module, ctc: nn.Linear) -> None:
         super().__init__()
-        self.norm, self.ctc = _norm(source.norm), source.ctc
+        self.norm, self.ctc = _norm(norm), ctc
         self.encoded, self.logits = Point("ctc"), Point(of="ctc", line="logits")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(self.ctc(self.encoded(self.norm(x))))  # type: ignore[no-any-return]
 
 
+def _first_head(encoder: Encoder) -> _Head:
+    return _Head(encoder.norm, encoder.ctc)
+
+
+def _second_head(encoder: Encoder) -> _Head:
+    return _Head(encoder.second_norm, encoder.second_ctc)
+
+
 class _Subsampling(nn.Module):
     def __init__(self, source: Subsampling) -> None:
         super().__init__()
-        self.conv1, self.conv2 = _conv2d(source.conv1), _conv2d(source.conv2)
+        self.history = source.history
+        self.conv1, self.conv2 = _conv2d(source.convolutions[0]), _conv2d(source.convolutions[1])
         self.linear = _linear(source.linear)
         self.scale = source.scale
         self.features, self.first = Point("conv1", line="features"), Point("conv2", of="conv1")
-        self.second, self.flat, self.embedded = Point(of="conv2"), Point("linear"), Point(of="linear")
+        self.has_third = len(source.convolutions) == 3  # noqa: PLR2004 - by 8 it is three
+        self.second = Point("conv3", of="conv2") if self.has_third else Point(of="conv2")
+        if self.has_third:
+            self.conv3, self.third = _conv2d(source.convolutions[2]), Point(of="conv3")
+        self.flat, self.embedded = Point("linear"), Point(of="linear")
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(1, SUBSAMPLING_HISTORY + 4T, mels) to (1, T, d)."""
+        """(1, history + rate T, mels) to (1, T, d)."""
         x = self.features(frames.reshape(1, 1, frames.shape[1], frames.shape[2]))
         x = self.first(F.relu(self.conv1(x)))
-        x = self.second(F.relu(self.conv2(x))).permute(0, 2, 3, 1)
+        x = self.second(F.relu(self.conv2(x)))
+        if self.has_third:
+            x = self.third(F.relu(self.conv3(x)))
+        x = x.permute(0, 2, 3, 1)
         x = self.flat(x.reshape(1, x.shape[1], x.shape[2] * x.shape[3]))
         embedded: Tensor = self.embedded(self.linear(x))
         return embedded if self.scale == 1.0 else embedded * self.scale
 
 
 class _Block(nn.Module):
-    def __init__(self, source: Block, table: Tensor) -> None:
+    def __init__(self, source: Block, table: Tensor, shape: BlockShape, frames: int) -> None:
         super().__init__()
         self.macaron, self.feed_forward = _FeedForward(source.macaron), _FeedForward(source.feed_forward)
-        self.norm_attention = _norm(source.norm_attention)
-        self.attention = _Attention(source.attention, table)
+        self.stride, self.attends = shape.stride, source.attends
+        if self.attends:
+            self.norm_attention = _norm(source.norm_attention)
+            self.attention = _attention(source.attention, table, frames)
         self.convolution = _Convolution(source.convolution)
         self.norm_final = _norm(source.norm_final)
         self.half_step = source.half_step
         self.sum1, self.sum2, self.sum3, self.sum4 = (Point(line="residual") for _ in range(4))
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+    @property
+    def caches(self) -> int:
+        """How many it has: two of softmax attention or one of a Performer's, and one of the convolution."""
+        attention = (1 if isinstance(self.attention, _Performer) else 2) if self.attends else 0
+        return attention + 1
+
+    def forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """`hidden` is what its `Hidden` gives, or None where it has no attention."""
         x = self.sum1(x + self._step(self.macaron(x)))
-        x = self.sum2(x + self.attention(self.norm_attention(x), hidden))
+        if self.attends:
+            x = self.sum2(every(x, self.stride) + self.attention(self.norm_attention(x), hidden))
         x = self.sum3(x + self.convolution(x))
         x = self.sum4(x + self._step(self.feed_forward(x)))
         return self.norm_final(x)  # type: ignore[no-any-return]
 
-    def stream(self, x: Tensor, hidden: Tensor, keys: Tensor, values: Tensor, inputs: Tensor) -> tuple[Tensor, ...]:
+    def stream(self, x: Tensor, hidden: Tensor | None, *caches: Tensor) -> tuple[Tensor, ...]:
         """The same for a chunk: x, and the caches as the next chunk wants them."""
+        *past, inputs = caches
         x = self.sum1(x + self._step(self.macaron(x)))
-        mixed, keys, values = self.attention.stream(self.norm_attention(x), hidden, keys, values)
-        x = self.sum2(x + mixed)
+        if self.attends:
+            mixed, *past = self.attention.stream(self.norm_attention(x), hidden, *past)
+            x = self.sum2(every(x, self.stride) + mixed)
         convolved, inputs = self.convolution.stream(x, inputs)
         x = self.sum3(x + convolved)
         x = self.sum4(x + self._step(self.feed_forward(x)))
-        return self.norm_final(x), keys, values, inputs
+        return self.norm_final(x), *past, inputs
 
     def _step(self, x: Tensor) -> Tensor:
         return x if self.half_step == 1.0 else x * self.half_step
+
+
+def every(x: Tensor, stride: int) -> Tensor:
+    """The last of every `stride` frames of (1, T, d), by a slice without a step: not every runtime has one with."""
+    return x if stride == 1 else x.reshape(1, x.shape[1] // stride, stride * x.shape[2])[:, :, -x.shape[2] :]
 
 
 class _FeedForward(nn.Module):
@@ -227,7 +337,7 @@ class _Attention(nn.Module):
             _linear(layer) for layer in (source.query, source.key, source.value, source.output)
         )
         self.heads, self.head_dimension, self.scale = source.heads, source.head_dimension, source.scale
-        self.relative = source.relative
+        self.relative, self.stride = source.relative, source.stride
         self.input, self.mixed, self.mix = Point("query", "key", "value"), Point("output"), Point(of="output")
         self.queries, self.keys, self.values = Point(of="query"), Point(of="key"), Point(of="value")
         self.asked, self.placed, self.valued, self.scores, self.weights, self.product = (
@@ -253,11 +363,12 @@ class _Attention(nn.Module):
     def _attend(self, x: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
         if self.relative:
             keys, hidden = keys + self.positions(), hidden + self.bias
-        queries, keys = self.asked(self._split(self._queries(x))), self.placed(self._split(keys).transpose(1, 2))
+        asking = every(x, self.stride)
+        queries, keys = self.asked(self._split(self._queries(asking))), self.placed(self._split(keys).transpose(1, 2))
         scores = self.scores(torch.bmm(queries, keys)) + hidden
         weights = self.weights(torch.softmax(scores, dim=-1))
         product = self.product(torch.bmm(weights, self.valued(self._split(values))))
-        mixed = self.mixed(product.transpose(0, 1).reshape(x.shape))
+        mixed = self.mixed(product.transpose(0, 1).reshape(1, asking.shape[1], self.heads * self.head_dimension))
         return self.mix(self.output(mixed))  # type: ignore[no-any-return]
 
     def _queries(self, x: Tensor) -> Tensor:
@@ -267,6 +378,59 @@ class _Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(1, T, d) to (H, T, d_k)."""
+        return x.reshape(x.shape[1], self.heads, self.head_dimension).transpose(0, 1)
+
+
+def _attention(source: Attention | Performer, table: Tensor, frames: int) -> nn.Module:
+    return _Performer(source, frames) if isinstance(source, Performer) else _Attention(source, table)
+
+
+class _Performer(nn.Module):
+    """phi(q)' S / phi(q)' z over the utterance, or over a cache and the chunk; S and z side by side as S' = sum phi(k) (v, 1)'.
+
+    Over a whole utterance every key counts as 1 / T, which the ratio does not notice: the sums then fit fp16.
+    """
+
+    share: Tensor
+    offset: Tensor
+    ones: Tensor
+
+    def __init__(self, source: Performer, frames: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.output = (
+            _linear(layer) for layer in (source.query, source.key, source.value, source.output)
+        )
+        self.heads, self.head_dimension = source.heads, source.head_dimension
+        self.input, self.mixed, self.mix = Point("query", "key", "value"), Point("output"), Point(of="output")
+        self.queries, self.keys, self.values = Point(of="query"), Point(of="key"), Point(of="value")
+        self.register_buffer("share", torch.tensor([1.0 / frames]))
+        self.register_buffer("offset", torch.tensor([OFFSET]))
+        self.register_buffer("ones", torch.ones(self.heads, frames, 1))
+
+    def forward(self, x: Tensor, counted: Tensor) -> Tensor:
+        return self._answer(x, self._sums(x, counted * self.share))
+
+    def stream(self, x: Tensor, counted: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a chunk, after the cached S' (H, d_k, d_k + 1) of all before; and S' with the chunk's."""
+        sums = sums + self._sums(x, counted)
+        return self._answer(x, sums), sums
+
+    def _sums(self, x: Tensor, counted: Tensor) -> Tensor:
+        k = self._phi(self.keys(self.key(self.input(x)))) * counted.transpose(1, 2)
+        v = torch.cat((self._split(self.values(self.value(self.input(x)))), self.ones), dim=2)
+        return torch.bmm(self._split(k).transpose(1, 2), v)
+
+    def _answer(self, x: Tensor, sums: Tensor) -> Tensor:
+        both = torch.bmm(self._split(self._phi(self.queries(self.query(self.input(x))))), sums)
+        ratio = both[:, :, : self.head_dimension] / both[:, :, self.head_dimension :]
+        mixed = self.mixed(ratio.transpose(0, 1).reshape(1, x.shape[1], self.heads * self.head_dimension))
+        return self.mix(self.output(mixed))  # type: ignore[no-any-return]
+
+    def _phi(self, x: Tensor) -> Tensor:
+        return F.relu(x) + self.offset
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(1, T, width) to (H, T, d_k)."""
         return x.reshape(x.shape[1], self.heads, self.head_dimension).transpose(0, 1)
 
 
@@ -307,12 +471,18 @@ class _Convolution(nn.Module):
 
 
 class _ChannelsLastBatchNorm(nn.Module):
-    """A batch norm that was not folded, over (1, T, C)."""
+    """A norm with running statistics that was not folded, over (1, T, C): all kinds are a batch norm in evaluation."""
 
-    def __init__(self, source: BatchNorm) -> None:
+    def __init__(self, source: BatchNorm | UnifiedNorm) -> None:
         super().__init__()
-        self.source = nn.BatchNorm1d(source.num_features, eps=source.eps)
-        self.source.load_state_dict(source.state_dict())
+        self.source = nn.BatchNorm1d(len(source.weight), eps=source.eps)
+        if type(source) is BatchNorm:
+            self.source.load_state_dict(source.state_dict())
+            return
+        scale, shift = affine_of(source.state_dict(), source.eps)
+        with torch.no_grad():  # the mean is 0 and the variance 1, as they are when it is made
+            self.source.weight.copy_(scale * (1.0 + source.eps) ** 0.5)
+            self.source.bias.copy_(shift)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.source(x.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
@@ -326,9 +496,9 @@ def _norm(source: nn.Module) -> nn.Module:
     """A norm of the model as a norm of the deployment graph."""
     if isinstance(source, NoNorm):
         return nn.Identity()
-    if isinstance(source, BatchNorm):
+    if isinstance(source, BatchNorm | UnifiedNorm):
         return _ChannelsLastBatchNorm(source)
-    assert isinstance(source, LayerNorm), "a norm is one of three"  # noqa: S101 - `edgefuse.model.layers` makes no other
+    assert isinstance(source, LayerNorm), "a norm has statistics of its own or of a frame"  # noqa: S101 - `edgefuse.model.layers` makes no other
     absorbed = bool((source.weight == 1).all() and (source.bias == 0).all())
     norm = _LayerNorm(source.normalized_shape, eps=source.eps, elementwise_affine=not absorbed)
     if not absorbed:

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from edgefuse.model.config import EncoderConfig
+from edgefuse.model.config import BlockShape, EncoderConfig
 from edgefuse.model.layers import NormedLinear
-from edgefuse.model.streaming import Context, chunks, windows
+from edgefuse.model.streaming import Context, Sight, chunks, every, windows
 
 torch.fx.wrap("attend")  # the plan's tracer knows no element type and no context
 
@@ -25,15 +25,24 @@ def hide(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, bias: Tensor, mask: Tensor, context: Context
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    bias: Tensor,
+    mask: Tensor,
+    context: Context,
+    *,
+    stride: int = 1,
 ) -> Tensor:
     """softmax(q (k + p)' + b) v: q, k, v (B, H, T, d_k); p (1, H, W, d_k), b (1, H, 1, W) over the W = context.reach(T) keys.
 
-    With a limited past each chunk attends to its own window, in which the positions count.
+    With a limited past each chunk attends to its own window, in which the positions count. With a stride there are so many
+    times fewer queries than keys.
     """
     frames = queries.shape[2]
     if context.left is not None:
-        queries, keys, values = chunks(queries, context), windows(keys, context), windows(values, context)
+        queries, keys, values = chunks(queries, context, stride), windows(keys, context), windows(values, context)
         positions, bias = positions[:, :, None], bias[:, :, None]
     scores = queries @ (keys + positions).transpose(-2, -1) + bias
     mixed = torch.softmax(hide(scores, mask), dim=-1) @ values
@@ -55,30 +64,34 @@ class Attention(nn.Module):
     v: Tensor
     w: Tensor
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, shape: BlockShape) -> None:
         """Four linears, and the positional one where positions are relative."""
         super().__init__()
-        self.heads, self.head_dimension = config.heads, config.head_dimension
+        self.heads, self.head_dimension, self.stride = shape.heads, shape.head_dimension, shape.stride
         self.folded = config.folded
-        self.scale = 1.0 if config.folded else 1.0 / math.sqrt(config.head_dimension)
-        d = config.dimension
-        self.query, self.key, self.value, self.output = (NormedLinear(config, d, d) for _ in range(4))
+        self.scale = 1.0 if config.folded else 1.0 / math.sqrt(self.head_dimension)
+        d, width = config.dimension, shape.attention_dimension
+        self.query, self.key, self.value = (NormedLinear(config, d, width) for _ in range(3))
+        self.output = NormedLinear(config, width, d)
         self.relative = config.positions == "relative"
         if self.relative:
-            self.position = NormedLinear(config, d, d, normed=config.norm_positions, bias=config.norm_positions)
+            self.position = NormedLinear(config, d, width, normed=config.norm_positions, bias=config.norm_positions)
             for name in ("w",) if config.folded else ("u", "v"):
-                self.register_parameter(name, nn.Parameter(torch.zeros(config.heads, config.head_dimension)))
+                self.register_parameter(name, nn.Parameter(torch.zeros(self.heads, self.head_dimension)))
 
-    def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor, context: Context) -> Tensor:
-        """Attend: x (B, T, d), valid (B, T), mask as `attention_mask` makes it, table (1, context.reach(T), d)."""
-        q, k, v = self.query(x, valid), self._split(self.key(x, valid)), self._split(self.value(x, valid))
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """Attend: (B, T, d) to (B, T / stride, d); of every `stride` frames the last one asks, and all are keys."""
+        asking, valid = every(x, self.stride), sight.valid
+        q, k, v = self.query(asking, sight.left), self._split(self.key(x, valid)), self._split(self.value(x, valid))
         if self.relative:
-            p = self.position(table, torch.ones_like(table[..., 0], dtype=torch.bool))
-            mixed = attend(self._queries(q), k, v, self._split(p), self.key_bias(p), mask, context)
+            p = self.position(sight.table, torch.ones_like(sight.table[..., 0], dtype=torch.bool))
+            mixed = attend(
+                self._queries(q), k, v, self._split(p), self.key_bias(p), sight.mask, sight.context, stride=self.stride
+            )
         else:
-            nowhere = torch.zeros_like(table[:, None, :1, :1])
-            mixed = attend(self._split(q) * self.scale, k, v, nowhere, nowhere, mask, context)
-        return self.output(mixed.transpose(1, 2).flatten(2), valid)  # type: ignore[no-any-return]
+            nowhere = torch.zeros_like(sight.table[:, None, :1, :1])
+            mixed = attend(self._split(q) * self.scale, k, v, nowhere, nowhere, sight.mask, sight.context, stride=self.stride)
+        return self.output(mixed.transpose(1, 2).flatten(2), sight.left)  # type: ignore[no-any-return]
 
     def key_bias(self, p: Tensor) -> Tensor:
         """((v - u) / sqrt(d_k)) p': p (1, T, d) to (1, H, 1, T)."""

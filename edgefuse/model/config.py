@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from edgefuse.errors import BadConfig
 
 SUBSAMPLING = 4  # feature frames per encoder frame, of a config that says nothing else
-SUBSAMPLING_HISTORY = 3  # zero frames before the first: output j sees feature frames 4j-3 .. 4j+3, never later ones
 FEATURE_HOP_MS = 10  # one feature frame
 SUBSAMPLINGS: Mapping[int, tuple[tuple[int, int], ...]] = MappingProxyType(
     {4: ((3, 2), (3, 2)), 6: ((3, 2), (5, 3)), 8: ((3, 2), (3, 2), (3, 2))}

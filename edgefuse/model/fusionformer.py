@@ -2,9 +2,9 @@
 
 With every norm N in its place (N is the identity where the configuration has none there):
 
-    x   = N(W0 . relu(N(conv2d(relu(N(conv2d(features)))))))                    subsampling by 4
+    x   = N(W0 . relu(N(conv2d(relu(N(conv2d(features)))))))                    subsampling by 4; by 6 or 8 likewise
     x <- x + 1/2 FFN(x)            FFN(x) = N(W2 . act(N(W1 . N(x))))
-    x <- x + Attention(N(x))       see attention.py
+    x <- x + Attention(N(x))       see attention.py, or performer.py; a convolution-only block has none
     x <- x + N(PW2 . act(N(DW . gate(N(PW1 . N(x))))))                          convolution module
     x <- N(x + 1/2 FFN(x))
     logits = Wc . N(x)                                                          CTC head
@@ -14,13 +14,15 @@ stream: every N folds. In the Conformer N stands before each branch and after ea
 """
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgefuse.model.attention import Attention, sinusoids
-from edgefuse.model.config import SUBSAMPLING, SUBSAMPLING_HISTORY, EncoderConfig
+from edgefuse.model.config import SUBSAMPLINGS, BlockShape, EncoderConfig
 from edgefuse.model.layers import (
     CausalDepthwise,
     NormedConv2d,
@@ -30,7 +32,8 @@ from edgefuse.model.layers import (
     norm_on_residual,
 )
 from edgefuse.model.normalization import BatchNorm
-from edgefuse.model.streaming import FULL, Context, attention_mask, positions_within, valid_frames
+from edgefuse.model.performer import Performer
+from edgefuse.model.streaming import FULL, Context, Sight, attention_mask, every, positions_within, valid_frames
 
 BRANCH_GAIN = 0.3  # gamma that the last batch norm of a branch begins with: the sum on the residual stream grows slowly [I]
 
@@ -40,41 +43,51 @@ torch.fx.wrap("valid_frames")
 
 
 class Subsampling(nn.Module):
-    """Two convolutions of stride 2 and a linear: one frame of 40 ms from four of 10 ms.
+    """Strided convolutions and a linear: one frame from `subsampling` of 10 ms.
 
-    Causal: three zero frames stand before the first, so that output j sees feature frames 4j-3 .. 4j+3 [I]. What is left
-    over when the length does not divide by four is dropped.
+    Causal: as many zero frames stand before the first as one frame has more than one, so that output j sees, at 4, feature
+    frames 4j-3 .. 4j+3 [I]. What is left over when the length does not divide is dropped.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Build the two convolutions and the linear."""
+        """Build the convolutions and the linear."""
         super().__init__()
         channels = config.subsampling_channels
-        self.conv1 = NormedConv2d(config, 1, channels)
-        self.conv2 = NormedConv2d(config, channels, channels)
+        self.rate, self.history = config.subsampling, config.subsampling - 1
+        self.sizes = SUBSAMPLINGS[config.subsampling]
+        for number, (kernel, stride) in enumerate(self.sizes, start=1):
+            conv = NormedConv2d(config, 1 if number == 1 else channels, channels, kernel=kernel, stride=stride)
+            self.add_module(f"conv{number}", conv)
         flat = config.subsampled_bins * channels
         self.linear = NormedLinear(config, flat, config.dimension, normed=config.norm_subsampling)
         self.scale = math.sqrt(config.dimension) if config.scale_embedding and not config.folded else 1.0
 
+    @property
+    def convolutions(self) -> tuple[NormedConv2d, ...]:
+        """From the features up."""
+        found = (self.get_submodule(f"conv{number}") for number in range(1, len(self.sizes) + 1))
+        return tuple(cast("NormedConv2d", each) for each in found)
+
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, mels) to (B, T // 4, d)."""
-        x = F.pad(features, (0, 0, SUBSAMPLING_HISTORY, 0)).unsqueeze(-1)
-        half = (features.shape[1] + SUBSAMPLING_HISTORY - 1) // 2
-        quarter = features.shape[1] // SUBSAMPLING
-        x = F.relu(self.conv1(x, valid_frames((lengths + 2) // 2, half)))
-        x = F.relu(self.conv2(x, valid_frames(lengths // SUBSAMPLING, quarter)))
-        return self.linear(x.flatten(2), valid_frames(lengths // SUBSAMPLING, quarter)) * self.scale  # type: ignore[no-any-return]
+        """(B, T, mels) to (B, T // rate, d)."""
+        x = F.pad(features, (0, 0, self.history, 0)).unsqueeze(-1)
+        frames, lengths = features.shape[1] + self.history, lengths + self.history
+        for conv, (kernel, stride) in zip(self.convolutions, self.sizes, strict=True):
+            frames, lengths = (frames - kernel) // stride + 1, (lengths - kernel) // stride + 1
+            valid = valid_frames(lengths, frames)
+            x = F.relu(conv(x, valid))
+        return self.linear(x.flatten(2), valid) * self.scale  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):
     """FFN(x) = N(W2 . act(N(W1 . N(x)))); the half step is the caller's, and inside W2 after the fold."""
 
-    def __init__(self, config: EncoderConfig) -> None:
-        """Two linears around an activation."""
+    def __init__(self, config: EncoderConfig, width: int) -> None:
+        """Two linears around an activation of that width."""
         super().__init__()
         self.norm = norm_before(config)
-        self.w1 = NormedLinear(config, config.dimension, config.feed_forward)
-        self.w2 = NormedLinear(config, config.feed_forward, config.dimension)
+        self.w1 = NormedLinear(config, config.dimension, width)
+        self.w2 = NormedLinear(config, width, config.dimension)
         self.activation = activation(config)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
@@ -85,13 +98,13 @@ class FeedForward(nn.Module):
 class Convolution(nn.Module):
     """N(PW2 . act(N(DW . gate(N(PW1 . N(x)))))). Pointwise convolutions are linears: the same sum, in the faster layout."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, kernel: int) -> None:
         """Two pointwise layers around a causal depthwise one."""
         super().__init__()
         self.norm = norm_before(config)
         swish = config.activation == "swish"
         self.pointwise1 = NormedLinear(config, config.dimension, config.conv_width * (2 if swish else 1))
-        self.depthwise = CausalDepthwise(config)
+        self.depthwise = CausalDepthwise(config, kernel)
         self.pointwise2 = NormedLinear(config, config.conv_width, config.dimension)
         self.gate = nn.GLU() if swish else relu_if(config.conv_relu in ("both", "pointwise"))
         self.activation = nn.SiLU() if swish else relu_if(config.conv_relu in ("both", "depthwise"))
@@ -105,32 +118,41 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Half a feed-forward step, attention, convolution, half a feed-forward step; each on the residual stream."""
 
-    def __init__(self, config: EncoderConfig) -> None:
-        """Four branches."""
+    def __init__(self, config: EncoderConfig, shape: BlockShape) -> None:
+        """Four branches, or three without attention."""
         super().__init__()
-        self.half_step = 1.0 if config.folded else 0.5
-        self.macaron = FeedForward(config)
-        self.norm_attention = norm_before(config)
-        self.attention = Attention(config)
-        self.convolution = Convolution(config)
-        self.feed_forward = FeedForward(config)
+        self.half_step, self.stride = 1.0 if config.folded else 0.5, shape.stride
+        self.macaron = FeedForward(config, shape.feed_forward)
+        if shape.attention != "none":
+            self.norm_attention = norm_before(config)
+            self.attention = Attention(config, shape) if shape.attention == "softmax" else Performer(config, shape)
+        self.convolution = Convolution(config, shape.kernel)
+        self.feed_forward = FeedForward(config, shape.feed_forward)
         self.norm_final = norm_on_residual(config)
         self.dropout = nn.Dropout(config.dropout)
-        for last in (self.macaron.w2, self.attention.output, self.convolution.pointwise2, self.feed_forward.w2):
+        attending = (self.attention.output,) if self.attends else ()
+        for last in (self.macaron.w2, *attending, self.convolution.pointwise2, self.feed_forward.w2):
             if isinstance(last.norm, BatchNorm):
                 nn.init.constant_(last.norm.weight, BRANCH_GAIN)
 
-    def forward(self, x: Tensor, valid: Tensor, mask: Tensor, table: Tensor, context: Context) -> Tensor:
-        """(B, T, d) to (B, T, d)."""
-        x = x + self.half_step * self.dropout(self.macaron(x, valid))
-        x = x + self.dropout(self.attention(self.norm_attention(x, valid), valid, mask, table, context))
-        x = x + self.dropout(self.convolution(x, valid))
-        x = x + self.half_step * self.dropout(self.feed_forward(x, valid))
-        return self.norm_final(x, valid)  # type: ignore[no-any-return]
+    @property
+    def attends(self) -> bool:
+        """Whether it has attention, and is not convolution only."""
+        return hasattr(self, "attention")
+
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """(B, T, d) to (B, T / stride, d)."""
+        x = x + self.half_step * self.dropout(self.macaron(x, sight.valid))
+        if self.attends:
+            mixed = self.attention(self.norm_attention(x, sight.valid), sight)
+            x = every(x, self.stride) + self.dropout(mixed)
+        x = x + self.dropout(self.convolution(x, sight.left))
+        x = x + self.half_step * self.dropout(self.feed_forward(x, sight.left))
+        return self.norm_final(x, sight.left)  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
-    """A FusionFormer or a LayerNorm Conformer, with a CTC head."""
+    """A FusionFormer or a Conformer, with a CTC head; or a cascade of two passes, with a head each."""
 
     table: Tensor
 
@@ -139,31 +161,96 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.subsampling = Subsampling(config)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.layers)])
+        shapes = config.blocks[:1] if config.shared_blocks else config.blocks
+        self.blocks = nn.ModuleList([Block(config, shape) for shape in shapes])
         self.norm = norm_of_output(config)
         self.ctc = nn.Linear(config.dimension, config.vocabulary_size)
-        self.register_buffer("table", sinusoids(config.max_frames, config.dimension)[None], persistent=False)
+        if config.second_pass:
+            self.second_norm = norm_of_output(config)
+            self.second_ctc = nn.Linear(config.dimension, config.vocabulary_size)
+        table = sinusoids(config.max_frames * config.rate, config.dimension)[None]
+        self.register_buffer("table", table, persistent=False)
 
-    def forward(self, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
-        """Logits of a padded batch.
+    @property
+    def layers(self) -> tuple[tuple[Block, BlockShape], ...]:
+        """The blocks in the order in which they run, with their shapes; one that is shared stands there as often as it runs."""
+        shapes = self.config.blocks
+        blocks = [self.blocks[0]] * len(shapes) if self.config.shared_blocks else [*self.blocks]
+        return tuple((cast("Block", block), shape) for block, shape in zip(blocks, shapes, strict=True))
+
+    @property
+    def first_pass(self) -> tuple[tuple[Block, BlockShape], ...]:
+        """Those in front of the first CTC head: all, but for a cascade."""
+        return tuple(each for each in self.layers if not each[1].second_pass)
+
+    @property
+    def second_pass(self) -> tuple[tuple[Block, BlockShape], ...]:
+        """Those behind it."""
+        return tuple(each for each in self.layers if each[1].second_pass)
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, context: Context = FULL, depth: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of a padded batch; of a cascade those of its second pass, but in chunks those of its first.
 
         Args:
             features: (B, T, mels) normalized log-mel, 10 ms a frame.
             lengths: (B,) valid feature frames.
             context: how far attention looks.
+            depth: how many blocks to run, from the bottom up; all by default.
 
         Returns:
-            Logits (B, T // 4, vocabulary_size), 40 ms a frame, not normalized, and their valid lengths (B,).
+            Logits (B, T // reduction, vocabulary_size), not normalized, and their valid lengths (B,).
         """
+        x, lengths = self.encode(features, lengths, context, depth)
+        if self.config.second_pass and context == FULL:
+            return self.again(x, lengths), lengths
+        return self.ctc(self.norm(x, valid_frames(lengths, x.shape[1]))), lengths
+
+    def answers(self, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, ...]:
+        """Logits of every head for a padded batch, the first pass first: what a cascade is trained with, and folded by."""
+        x, lengths = self.encode(features, lengths, context)
+        first: Tensor = self.ctc(self.norm(x, valid_frames(lengths, x.shape[1])))
+        return (first, self.again(x, lengths)) if self.config.second_pass else (first,)
+
+    def encode(
+        self, features: Tensor, lengths: Tensor, context: Context = FULL, depth: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the first pass makes of a padded batch, (B, T // reduction, d), before its head; and the valid lengths."""
+        config = self.config
         x = self.subsampling(features, lengths)
-        lengths = lengths // SUBSAMPLING
+        lengths, frames = lengths // config.reduction, features.shape[1] // config.reduction
+        if config.rate > 1:
+            x = x[:, : frames * config.rate]
+        blocks = self.first_pass
+        blocks = blocks[:depth] if isinstance(depth, int) else blocks  # to the tracer of the fold it is neither number nor None
+        return self._run(blocks, x, lengths, frames, context), lengths
+
+    def again(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The second pass over what the first made of a whole utterance, (B, T', d): logits (B, T', vocabulary_size)."""
         frames = x.shape[1]
-        valid = valid_frames(lengths, frames)
-        mask = attention_mask(lengths, frames, context)
-        table = positions_within(self.table, frames, context)
-        for block in self.blocks:
-            x = block(x, valid, mask, table, context)
-        return self.ctc(self.norm(x, valid)), lengths
+        x = self._run(self.second_pass, x, lengths, frames, FULL)
+        return self.second_ctc(self.second_norm(x, valid_frames(lengths, frames)))  # type: ignore[no-any-return]
+
+    def _run(
+        self, blocks: Sequence[tuple[Block, BlockShape]], x: Tensor, lengths: Tensor, frames: int, context: Context
+    ) -> Tensor:
+        sights: dict[tuple[int, int, int | None], Sight] = {}
+        for block, shape in blocks:
+            key = (shape.frames, shape.stride, shape.left)
+            if key not in sights:
+                sights[key] = self._sight(shape, lengths, frames, context)
+            x = block(x, sights[key])
+        return x
+
+    def _sight(self, shape: BlockShape, lengths: Tensor, frames: int, context: Context) -> Sight:
+        """What a block of that shape is told; lengths, frames and context are those of the output."""
+        own, lengths = frames * shape.frames, lengths * shape.frames
+        context = context.within(shape.frames, shape.left)
+        valid = valid_frames(lengths, own)
+        left = valid if shape.stride == 1 else valid_frames(lengths // shape.stride, own // shape.stride)
+        mask = attention_mask(lengths, own, context, shape.stride)
+        return Sight(valid, left, mask, positions_within(self.table, own, context), context)
 
 
 def activation(config: EncoderConfig) -> nn.Module:

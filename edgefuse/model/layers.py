@@ -1,4 +1,4 @@
-"""The norms of an encoder, by their places, and the layers that a batch norm follows. Everything is channels last: (B, T, C) and (B, T, F, C)."""
+"""Norms by their places, and the layers that a batch norm follows. Everything is channels last: (B, T, C) and (B, T, F, C)."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -69,12 +69,12 @@ class NormedLinear(nn.Module):
 
 
 class NormedConv2d(nn.Module):
-    """BN(conv2d(x)) with kernel 3, stride 2 and no padding, as WeNet subsamples."""
+    """BN(conv2d(x)) without padding, as WeNet subsamples."""
 
-    def __init__(self, config: EncoderConfig, inputs: int, outputs: int) -> None:
+    def __init__(self, config: EncoderConfig, inputs: int, outputs: int, *, kernel: int, stride: int) -> None:
         """A convolution and the norm that follows it."""
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2)
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size=kernel, stride=stride)
         self.norm = norm_after(config, outputs, normed=config.norm_subsampling)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
@@ -89,12 +89,12 @@ class CausalDepthwise(nn.Module):
     of a streaming step is what the convolution itself saw [I].
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, kernel: int) -> None:
         """A convolution and the norm that follows it, of either kind."""
         super().__init__()
         width = config.conv_width
-        self.history = config.kernel - 1
-        self.conv = nn.Conv1d(width, width, config.kernel, groups=width)
+        self.history = kernel - 1
+        self.conv = nn.Conv1d(width, width, kernel, groups=width)
         self.norm = norm_of_depthwise(config, width)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ counts them from the start of the utterance [R], and its table, like any that wa
 goes on.
 
 The depthwise convolution is causal; its cache is the last `kernel - 1` inputs of the convolution, and starts as zeros. The
-subsampling's is the last `SUBSAMPLING_HISTORY` feature frames, and starts as zeros.
+subsampling's is the last few feature frames, one less than it makes one frame of, and starts as zeros.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from edgefuse.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """How far attention looks, in encoder frames of 40 ms; `chunk` None is full context, `left` None the whole past."""
+    """How far attention looks, in encoder frames; `chunk` None is full context, `left` None the whole past."""
 
     chunk: int | None = None
     left: int | None = None
@@ -37,8 +38,33 @@ class Context:
         """How many keys a query may see at most, in an utterance of so many frames: what a table of positions must have."""
         return frames if self.chunk is None or self.left is None else self.left + self.chunk
 
+    def within(self, frames: int, most: int | None = None) -> "Context":
+        """The same for a block with so many frames per encoder frame, which itself looks back at most so many of its own."""
+        if self.chunk is None:
+            return self
+        left = None if self.left is None else self.left * frames
+        return Context(self.chunk * frames, min((each for each in (left, most) if each is not None), default=None))
+
 
 FULL = Context()
+
+
+class Sight(NamedTuple):
+    """What a block is told of its frames.
+
+    Attributes:
+        valid: (B, T) which frames of its input are.
+        left: (B, T / stride) which frames are left behind its stride.
+        mask: which keys a query may see, as `attention_mask` makes it.
+        table: (1, reach, d) of positions, as `positions_within` makes it.
+        context: how far its attention looks, in its own frames.
+    """
+
+    valid: Tensor
+    left: Tensor
+    mask: Tensor
+    table: Tensor
+    context: Context
 
 
 def valid_frames(lengths: Tensor, frames: int) -> Tensor:
@@ -46,12 +72,12 @@ def valid_frames(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
-def attention_mask(lengths: Tensor, frames: int, context: Context) -> Tensor:
-    """Which keys a query may see, True where it may.
+def attention_mask(lengths: Tensor, frames: int, context: Context, stride: int = 1) -> Tensor:
+    """Which keys a query may see, True where it may; with a `stride` only every so-manieth frame, the last of each, asks.
 
     Returns:
-        (B, 1, 1 or frames, frames); with a limited past (B, 1, chunks, 1, left + chunk), each chunk's keys by their place in
-        its window.
+        (B, 1, 1 or frames / stride, frames); with a limited past (B, 1, chunks, 1, left + chunk), each chunk's keys by their
+        place in its window.
     """
     keys = valid_frames(lengths, frames)[:, None, None, :]
     if context.chunk is None:
@@ -59,7 +85,8 @@ def attention_mask(lengths: Tensor, frames: int, context: Context) -> Tensor:
     if context.left is not None:
         return windows(keys.transpose(2, 3), context).transpose(3, 4)
     frame = torch.arange(frames, device=lengths.device)
-    return keys & (frame < (frame // context.chunk * context.chunk + context.chunk)[:, None])
+    asking = frame if stride == 1 else frame[stride - 1 :: stride]
+    return keys & (frame < (asking // context.chunk * context.chunk + context.chunk)[:, None])
 
 
 def positions_within(table: Tensor, frames: int, context: Context) -> Tensor:
@@ -80,8 +107,14 @@ def windows(x: Tensor, context: Context) -> Tensor:
     return F.pad(x, (0, 0, context.left, behind)).unfold(2, context.left + context.chunk, context.chunk).transpose(3, 4)
 
 
-def chunks(x: Tensor, context: Context) -> Tensor:
-    """(B, H, T, d) to (B, H, chunks, chunk, d); zeros behind the end."""
+def chunks(x: Tensor, context: Context, stride: int = 1) -> Tensor:
+    """(B, H, T, d) to (B, H, chunks, chunk / stride, d), where only every so-manieth frame is there; zeros behind the end."""
     assert context.chunk is not None, "there are no chunks without a size"  # noqa: S101 - the callers' duty
-    padded = F.pad(x, (0, 0, 0, -x.shape[2] % context.chunk))
-    return padded.reshape(*x.shape[:2], -1, context.chunk, x.shape[3])
+    chunk = context.chunk // stride
+    padded = F.pad(x, (0, 0, 0, -x.shape[2] % chunk))
+    return padded.reshape(*x.shape[:2], -1, chunk, x.shape[3])
+
+
+def every(x: Tensor, stride: int) -> Tensor:
+    """The last of every `stride` frames: (B, T, d) to (B, T / stride, d)."""
+    return x if stride == 1 else x[:, stride - 1 :: stride]

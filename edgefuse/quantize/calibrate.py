@@ -18,11 +18,11 @@ from edgefuse import checkpoint as checkpoints
 from edgefuse.errors import BadCalibration
 from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
 from edgefuse.lower.program import caches_of
-from edgefuse.model import SUBSAMPLING, Encoder
+from edgefuse.model import Encoder
 from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.observe import Hearing, Histogram, Range, observe, products
 from edgefuse.quantize.scheme import Clipping
-from edgefuse.recognize import Heard, encoder_frames, frontend_of, hear
+from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.speech import TestSet, read_speech
 from edgefuse.values import FoldedModel, Mode, Program, Streaming
 
@@ -197,8 +197,8 @@ def _hearing(encoder: Encoder, mode: Mode, heard: Sequence[Heard]) -> Iterator[H
     """A graph of the mode with each utterance: without padding, whose values no range should hold."""
     chunks = _Chunks(encoder, mode.streaming).eval() if mode.streaming else None
     for each in heard:
-        frames = encoder_frames(each.features)
-        features = torch.from_numpy(each.features)[None, : frames * SUBSAMPLING]
+        frames = len(each.features) // encoder.config.reduction
+        features = torch.from_numpy(each.features)[None, : frames * encoder.config.reduction]
         if chunks is not None:
             if frames >= chunks.chunk:
                 yield chunks, features
@@ -212,13 +212,14 @@ class _Chunks(nn.Module):
     def __init__(self, encoder: Encoder, streaming: Streaming) -> None:
         super().__init__()
         self.graph, self.chunk = StreamingGraph(encoder, streaming.chunk, streaming.left), streaming.chunk
+        self.hop = streaming.chunk * encoder.config.reduction
         self.silence = tuple(torch.zeros(spec.shape) for spec in caches_of(encoder, streaming.left))
 
     def forward(self, features: Tensor) -> None:
         """features (1, T, mels)."""
         caches = self.silence
-        for piece in torch.split(features, self.chunk * SUBSAMPLING, dim=1):
-            if piece.shape[1] == self.chunk * SUBSAMPLING:
+        for piece in torch.split(features, self.hop, dim=1):
+            if piece.shape[1] == self.hop:
                 _, *renewed = self.graph(piece, self.graph.step, *caches)
                 caches = tuple(renewed)
 

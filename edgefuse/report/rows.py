@@ -243,7 +243,7 @@ def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
         ("activation", config.activation),
         ("positions", config.positions),
         ("vocabulary", f"{config.vocabulary_size} tokens"),
-        ("longest utterance", f"{config.max_frames * 0.04:g} s"),
+        ("longest utterance", f"{config.max_frames * config.frame_ms / 1000:g} s"),
         ("parameters", f"{found.parameters / 1e6:.2f} million"),
         ("cost", f"{found.macs_per_second / 1e6:.0f} million multiply-accumulates per second of audio"),
         ("plan", f"{found.folds} sites fold, {found.refusals} stay"),

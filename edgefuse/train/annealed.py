@@ -121,7 +121,7 @@ def _mixture(parent: nn.Module, child: nn.Module) -> nn.Module | None:
         return rep
     if isinstance(child, nn.SiLU | nn.GLU):
         following = parent.w2 if isinstance(parent, FeedForward) else cast("Convolution", parent).pointwise2
-        return AnnealedActivation(child, cast("nn.Linear", following.linear).in_features)
+        return AnnealedActivation(child, following.linear.in_features)
     return None
 
 
@@ -193,10 +193,10 @@ def settled(encoder: Encoder) -> Encoder:
 def _absorbing(parent: nn.Module) -> Iterator[partial[None]]:
     """c and e of a module's activations into the linears beside them."""
     if isinstance(parent, FeedForward):
-        yield partial(_behind, cast("nn.Linear", parent.w2.linear), cast("AnnealedActivation", parent.activation))
+        yield partial(_behind, parent.w2.linear, cast("AnnealedActivation", parent.activation))
     if isinstance(parent, Convolution):
-        yield partial(_before, cast("nn.Linear", parent.pointwise1.linear), cast("AnnealedActivation", parent.gate))
-        yield partial(_behind, cast("nn.Linear", parent.pointwise2.linear), cast("AnnealedActivation", parent.activation))
+        yield partial(_before, parent.pointwise1.linear, cast("AnnealedActivation", parent.gate))
+        yield partial(_behind, parent.pointwise2.linear, cast("AnnealedActivation", parent.activation))
 
 
 def _behind(linear: nn.Linear, activation: AnnealedActivation) -> None:

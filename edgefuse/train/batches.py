@@ -22,13 +22,16 @@ from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from edgefuse.decode.tokens import SPACE, Tokens
+from edgefuse.errors import UsageError
 from edgefuse.frontend.log_mel import normalize
-from edgefuse.model.config import EncoderConfig
+from edgefuse.model.config import FEATURE_HOP_MS, EncoderConfig
 from edgefuse.train.augment import Augmentation, augment, draw_tempo, mask, warp_tempo
 from edgefuse.train.features import FeatureStore
 from edgefuse.train.pieces import characters_in
 
 BUCKETS = 12
+TOO_SHORT = "too short for their text"
+FEWEST_ALIGNED = 0.5  # of the utterances; a corpus always has some that are broken
 FEWEST_PER_BUCKET = 50  # a bucket must fill some batches, or the rest of each becomes a small batch
 
 
@@ -185,10 +188,19 @@ def trainable(cuts: CutSet, store: FeatureStore, tokens: Tokens, config: Encoder
     """What can be trained on, and how many utterances are left out, by the reason.
 
     CTC aligns a text that has an encoder frame for every token, and one for a blank between equal neighbours.
+
+    Raises:
+        UsageError: there are fewer frames than tokens in most of them.
     """
     reasons = {cut.id: _unfit(store.utterances[cut.id].count, store.utterances[cut.id].text, tokens, config) for cut in cuts}
     left_out = Counter(reason for reason in reasons.values() if reason)
-    return cuts.filter(lambda cut: not reasons[cut.id]).to_eager(), dict(left_out)
+    if left_out[TOO_SHORT] > len(cuts) * (1 - FEWEST_ALIGNED):
+        raise UsageError(
+            f"With {config.reduction * FEATURE_HOP_MS} ms per frame CTC can align {len(cuts) - left_out[TOO_SHORT]} of "
+            f"{len(cuts)} utterances only: the others have fewer frames than tokens.",
+            hint="Reduce the frame rate less, or learn longer tokens with: --vocabulary",
+        )
+    return cuts.filter(lambda cut: not reasons[cut.id]).to_eager(), {reason: left_out[reason] for reason in left_out}
 
 
 def _unfit(frames: int, text: str, tokens: Tokens, config: EncoderConfig) -> str:
@@ -202,4 +214,4 @@ def _unfit(frames: int, text: str, tokens: Tokens, config: EncoderConfig) -> str
         return f"longer than {config.max_frames} encoder frames"
     ids = tokens.encode(text)
     repeats = sum(1 for now, then in pairwise(ids) if now == then)
-    return "too short for their text" if len(ids) + repeats > encoded else ""
+    return TOO_SHORT if len(ids) + repeats > encoded else ""

@@ -34,6 +34,7 @@ from edgefuse.train.loop import (
     open_speech,
     require_free_run,
     run,
+    spell_spaceless,
     test,
     write_metrics,
 )
@@ -106,7 +107,7 @@ def convert_norm(
     errors = given | test(encoder, *spoken, CONTEXTS)
     told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
     write_metrics(output, {"from": before.digest, **told}, errors)
-    return Trained(written, errors)
+    return Trained(written, errors, characters=spell_spaceless(tokens))
 
 
 def fit(

@@ -48,6 +48,7 @@ from edgefuse.train.loop import (
     open_speech,
     require_free_run,
     run,
+    spell_spaceless,
     test,
     write_metrics,
 )
@@ -109,7 +110,7 @@ def fine_tune(
     told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
     (output / SCHEME).write_text(scheme.to_toml(), encoding="utf-8")
     write_metrics(output, {"from": folded.digest, "scheme": scheme.to_json(), **told}, errors)
-    return Trained(output / "checkpoint", errors)
+    return Trained(output / "checkpoint", errors, characters=spell_spaceless(tokens))
 
 
 def rounding_of(folded: FoldedModel, scheme: Scheme, place: Path | None, corpus: Corpus) -> Rounding:

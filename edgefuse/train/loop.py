@@ -132,7 +132,7 @@ def train(
     checkpoint.write(written, checkpoint.of_encoder(encoder, corpus.store.mean, corpus.store.istd, tokens.symbols))
     errors = test(encoder, heard, corpus.store, tokens, CONTEXTS)
     write_metrics(output, recipe.to_json(), errors)
-    return Trained(written, errors, characters=any(is_spaceless(symbol) for symbol in tokens.symbols))
+    return Trained(written, errors, characters=spell_spaceless(tokens))
 
 
 def fit(
@@ -260,6 +260,11 @@ def test(
         batches = spoken.batches(tokens, EVALUATION_BATCH_SECONDS, learnt=False)
         errors |= {f"{name}{told}": evaluate(answer, batches, tokens, CONTEXTS[told]) for told in contexts}
     return errors
+
+
+def spell_spaceless(tokens: Tokens) -> bool:
+    """Whether tokens spell a language that is written without spaces."""
+    return any(map(is_spaceless, tokens.symbols))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgefuse.bundle import Findings
 from edgefuse.decode.greedy import greedy_text
 from edgefuse.decode.tokens import Tokens
-from edgefuse.recognize import answer, encoder_frames, fit, fitting, taken
+from edgefuse.recognize import answer, fit, fitting, taken
 from edgefuse.verify.parity import agreeing_frames, kaldi_snr_db, worst_snr_db
 from edgefuse.verify.wer import count_word_errors
 
@@ -40,6 +40,6 @@ def examine(session: Session, artifact: Artifact, mode: Mode, bundle: Bundle, he
 
 
 def _answer(session: Session, artifact: Artifact, mode: Mode, each: Heard) -> NDArray[np.float32]:
-    entry = mode.name if mode.streaming else fitting(mode.inputs, encoder_frames(each.features))
+    entry = mode.name if mode.streaming else fitting(mode.inputs, len(each.features))
     assert entry is not None, "only what fits is asked"  # noqa: S101 - `fit` leaves out what does not
     return answer(session, artifact, entry, taken(each, mode.inputs[entry]))

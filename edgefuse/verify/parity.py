@@ -12,7 +12,7 @@ import torch
 from edgefuse.frontend.intake import FEATURES
 from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
-from edgefuse.recognize import answer, answers, capacity, encoder_frames, taken
+from edgefuse.recognize import answer, answers, holds, taken
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,7 @@ def kaldi_snr_db(session: Session, artifact: Artifact, mode: Mode, goldens: Iter
     mean, istd = torch.tensor(frontend.mean), torch.tensor(frontend.istd)
     worst = IDENTICAL_DB
     for golden, entry, _ in _held(mode, goldens):
-        given = answers(session, artifact, entry, golden.samples)[FEATURES.tensor]
+        given = answers(session, artifact, entry, golden.samples)[FEATURES]
         wanted = normalize(kaldi_log_mel(torch.from_numpy(golden.samples), frontend.spec), mean, istd)[: len(given)]
         worst = min(worst, snr_db(wanted.double().numpy(), given))
     return worst
@@ -75,7 +75,7 @@ def _held(mode: Mode, goldens: Iterable[Golden]) -> Iterator[tuple[Golden, str, 
     """Every golden vector with every entry that takes it."""
     for golden in goldens:
         for entry, specs in mode.inputs.items():
-            if mode.streaming or capacity(specs) >= encoder_frames(golden.features):
+            if mode.streaming or holds(specs, len(golden.features)):
                 yield golden, entry, specs
 
 

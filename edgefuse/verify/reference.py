@@ -13,7 +13,7 @@ from edgefuse.checkpoint import encoder_of
 from edgefuse.decode.greedy import greedy_text
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import NotFinite, UsageError
-from edgefuse.frontend.intake import SAMPLES
+from edgefuse.frontend.intake import of_samples
 from edgefuse.model.streaming import FULL, Context
 from edgefuse.recognize import capacity, features_of, fit
 from edgefuse.verify.wer import count_word_errors
@@ -54,7 +54,7 @@ def context_of(mode: Mode) -> Context:
 
 @torch.no_grad()
 def logits_of(encoder: Encoder, features: NDArray[np.float32], context: Context = FULL) -> NDArray[np.float64]:
-    """Logits (T // 4, vocabulary_size) of features (T, mel_bins), in the encoder's own precision, without padding."""
+    """Logits (T // reduction, vocabulary_size) of features (T, mel_bins), in the encoder's own precision, without padding."""
     batch = torch.from_numpy(features)[None].to(encoder.ctc.weight.dtype)
     logits, _ = encoder(batch, torch.tensor([features.shape[0]]), context)
     return np.asarray(logits[0].double().numpy())
@@ -71,7 +71,7 @@ def _full(
 ) -> Golden:
     """Speech, utterance after utterance, that fills an entry."""
     joined = np.concatenate([each.samples for each in heard])
-    count = SAMPLES.count(_most(specs, mode))
+    count = of_samples(encoder.config.frame_ms).count(_most(specs, mode))
     samples = np.ascontiguousarray(np.tile(joined, -(-count // len(joined)))[:count])
     features, name = features_of(torch.from_numpy(samples).double(), frontend), f"full_{entry}"
     return Golden(name, "", samples, features, _finite(logits_of(encoder, features, context_of(mode)), name))

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from edgefuse.errors import UsageError
-from edgefuse.frontend.intake import SAMPLES, intake_of
+from edgefuse.frontend.intake import intake_of, of_samples
 from edgefuse.recognize import Stream, features_of, streaming_entry
 from edgefuse.values import Check
 from edgefuse.verify.parity import snr_db
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgefuse.target import Session
     from edgefuse.values import Artifact, Mode, Precision
 
-FRAMES_PER_MINUTE = 1500  # encoder frames of 40 ms
+MINUTE_MS = 60_000
 GROWTH_PERCENT = 2.0  # of the resident memory of the process, after the first minute
 DRIFT_DB, COARSE_DRIFT_DB = 1.0, 3.0  # of the last minute's SNR against the first minute's: in fp32, and with fewer bits
 
@@ -84,7 +84,7 @@ def soak(
     mode = next(mode for mode in artifact.modes if mode.name == entry)
     if minutes < 2:  # noqa: PLR2004 - a first and a last
         raise UsageError(f"{minutes} minutes have no first and last.", hint="For example: --minutes 60")
-    speech = _Endless(frontend, np.concatenate([each.samples for each in heard]))
+    speech = _Endless(frontend, np.concatenate([each.samples for each in heard]), exact.config.frame_ms)
     memory, not_finite = [], 0
     answers = _minutes(session, artifact, mode, speech, minutes)
     first = last = next(answers)
@@ -107,11 +107,13 @@ class _Endless:
 
     frontend: Frontend
     spoken: NDArray[np.float32]
+    frame_ms: int
 
     def samples(self, start: int, frames: int) -> NDArray[np.float32]:
         """What so many frames are made of, those included that the frame behind them needs as well."""
-        first = SAMPLES.per_frame * start
-        return self.spoken.take(range(first, first + SAMPLES.count(frames)), mode="wrap")
+        intake = of_samples(self.frame_ms)
+        first = intake.per_frame * start
+        return self.spoken.take(range(first, first + intake.count(frames)), mode="wrap")
 
     def features(self, start: int, frames: int) -> NDArray[np.float32]:
         """What a front end makes of them."""
@@ -121,8 +123,8 @@ class _Endless:
 def _minutes(session: Session, artifact: Artifact, mode: Mode, speech: _Endless, minutes: int) -> Iterator[NDArray[np.float32]]:
     """The logits of one minute of whole chunks after another."""
     stream = Stream(session, artifact, mode.name)
-    per_minute = FRAMES_PER_MINUTE // stream.frames
-    heard = speech.samples if intake_of(artifact.inputs[mode.name]) is SAMPLES else speech.features
+    per_minute = MINUTE_MS // speech.frame_ms // stream.frames
+    heard = speech.samples if intake_of(artifact.inputs[mode.name]).hears_samples else speech.features
     for minute in range(minutes):
         starts = range(minute * per_minute * stream.frames, (minute + 1) * per_minute * stream.frames, stream.frames)
         yield np.concatenate([stream.accept(heard(start, stream.frames)[stream.has :]) for start in starts])

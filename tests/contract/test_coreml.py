@@ -300,7 +300,7 @@ def test_on_a_mac_core_ml_itself_answers(artifact: Artifact, tools: ModuleType, 
     session = coreml.open(artifact)
     assert session.how == "run on this host"
     assert session.run(TWO_SECONDS, {}) == {"asked": (str(artifact.path), TWO_SECONDS)}
-    holding = dataclasses.replace(artifact, streaming={TWO_SECONDS: Streaming(16, 64, {}, held=("history",))})
+    holding = dataclasses.replace(artifact, streaming={TWO_SECONDS: Streaming(16, 64, 40, {}, held=("history",))})
     assert coreml.open(holding).run(TWO_SECONDS, {})["state"] == f"the state of {TWO_SECONDS}"
 
 

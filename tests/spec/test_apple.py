@@ -35,7 +35,7 @@ def a_job(path: Path = Path("model.mlpackage"), want: Want = "latency", routine:
         {"stream": (FEATURES, PAST)},
         {"stream": (LOGITS, NEXT)},
         "0" * 64,
-        {"stream": Streaming(16, 64, {"past": "past_next"})},
+        {"stream": Streaming(16, 64, 40, {"past": "past_next"})},
     )
     nothing = np.zeros(1, np.float32)
     feed = (

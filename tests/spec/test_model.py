@@ -10,7 +10,7 @@ from edgefuse.model import FULL, PRESETS, Context, Encoder, EncoderConfig, prese
 from edgefuse.model.attention import Attention, sinusoids
 from edgefuse.model.normalization import BatchNorm
 from edgefuse.model.reestimate import reestimate
-from edgefuse.model.streaming import attention_mask, positions_within
+from edgefuse.model.streaming import Sight, attention_mask, positions_within
 from tests.conftest import a_config, lived_in
 
 NORMS = ("batch", "layer")
@@ -100,7 +100,7 @@ def test_padding_that_sees_no_valid_key_makes_no_gradient_nan(padded_batch):
 
 def test_attention_is_wenets_sum_of_two_products():
     config = a_config()
-    attention = Attention(config).double().eval()
+    attention = Attention(config, config.blocks[0]).double().eval()
     with torch.no_grad():
         attention.u.normal_()
         attention.v.normal_()
@@ -115,7 +115,8 @@ def test_attention_is_wenets_sum_of_two_products():
     scores = (q + attention.u[:, None]) @ k.transpose(2, 3) + (q + attention.v[:, None]) @ p.transpose(2, 3)
     mixed = torch.softmax(scores / math.sqrt(8), -1) @ v
     wanted = attention.output(mixed.transpose(1, 2).reshape(2, 7, 16), valid)
-    got = attention(x, valid, torch.ones(2, 1, 1, 7, dtype=torch.bool), table, FULL)
+    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    got = attention(x, Sight(valid, valid, mask, table, FULL))
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -201,7 +202,7 @@ def test_every_open_choice_is_a_switch_that_changes_the_answer(switch, padded_ba
         ({"heads": 3}, "does not divide into 3 heads"),
         ({"layers": 0}, "layers is 0"),
         ({"layers": True}, "layers is True"),
-        ({"norm": "group"}, "not one of batch, layer"),
+        ({"norm": "group"}, "not one of batch, batch-in-place, layer"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": float("nan")}, "dropout is nan"),
         ({"conv_expansion": 3}, "not 1 or 2"),

@@ -8,7 +8,7 @@ import torch
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import UsageError
 from edgefuse.fold import fold
-from edgefuse.frontend.intake import FEATURES, SAMPLES
+from edgefuse.frontend.intake import of_features, of_samples
 from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
 from edgefuse.lower import Chunks, DeploymentGraph, LogMel, PcmGraph, PcmStreamingGraph, StreamingGraph, lower, program_of
@@ -20,6 +20,8 @@ from edgefuse_targets import reference
 from edgefuse_targets.half import halved
 from tests.conftest import a_checkpoint
 from tests.spec.test_frontend import snr_db, speech
+
+SAMPLES, FEATURES = of_samples(40), of_features(40)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_one_matrix_is_the_offset_the_pre_emphasis_the_window_and_the_transform(
 def test_every_number_of_samples_is_so_many_encoder_frames(graph, lead, front_end):
     counts = torch.cat([torch.arange(2000), *(lead + 640 * torch.arange(LONGEST + 1) + off for off in (-1, 0, 1, 639))])
     wanted = torch.div(counts - lead, 640, rounding_mode="floor")
-    assert torch.equal(graph(front_end, torch.nn.Identity())._frames(counts.float()).long(), wanted)
+    assert torch.equal(graph(front_end, torch.nn.Identity(), 40)._frames(counts.float()).long(), wanted)
 
 
 def test_samples_and_their_features_make_the_same_number_of_encoder_frames():
@@ -83,12 +85,12 @@ def test_samples_get_the_answer_of_their_features_whole_and_in_chunks(count, che
     samples = speech(2.0)[:count].double()
     features = normal(log_mel(samples), checkpoint)[None]
     length, frames = torch.tensor([features.shape[1]]), SAMPLES.frames(count)
-    offline = PcmGraph(front_end, DeploymentGraph(encoder, 50)).double().eval()
+    offline = PcmGraph(front_end, DeploymentGraph(encoder, 50), 40).double().eval()
     logits, heard = offline(*behind(samples, SAMPLES.count(50)))
     torch.testing.assert_close(heard[:, : 4 * frames], features[:, : 4 * frames], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(logits[:, :frames], encoder(features, length)[0], rtol=1e-9, atol=1e-9)
 
-    stream = PcmStreamingGraph(front_end, StreamingGraph(encoder, 4, 8)).double().eval()
+    stream = PcmStreamingGraph(front_end, StreamingGraph(encoder, 4, 8), 40).double().eval()
     (entry,) = program_of(checkpoint, (), "fp32", [Chunks(160, 320)], "pcm").entries
     caches = [samples[None, :240], *(torch.zeros(spec.shape).double() for spec in entry.inputs[3:])]
     answers = []

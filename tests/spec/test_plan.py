@@ -49,7 +49,7 @@ def job(tmp_path: Path) -> Job:
         {STREAM: specs(SHAPES), WHOLE: specs({"features": SHAPES["features"]})},
         {STREAM: specs(outputs), WHOLE: specs({"logits": outputs["logits"]})},
         parent="0" * 64,
-        streaming={STREAM: Streaming(chunk=16, left=64, states=states)},
+        streaming={STREAM: Streaming(chunk=16, left=64, frame_ms=40, states=states)},
     )
     generator = np.random.default_rng(0)
     feed = []
