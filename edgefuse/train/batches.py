@@ -21,8 +21,8 @@ from lhotse.dataset import DynamicBucketingSampler
 from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from edgefuse.decode.tokens import SPACE, Tokens
-from edgefuse.errors import UsageError
+from edgefuse.decode.tokens import Tokens
+from edgefuse.errors import BadConfig, UsageError
 from edgefuse.frontend.log_mel import normalize
 from edgefuse.model.config import FEATURE_HOP_MS, EncoderConfig
 from edgefuse.train.augment import Augmentation, augment, draw_tempo, mask, warp_tempo
@@ -207,11 +207,12 @@ def _unfit(frames: int, text: str, tokens: Tokens, config: EncoderConfig) -> str
     """Why an utterance is left out; nothing where it is not."""
     if not text.split():
         return "without a word"
-    if not set(text.replace(" ", SPACE)) <= set(tokens.symbols):
-        return "with characters that are no tokens"
     encoded = frames // config.reduction
     if encoded > config.max_frames:
         return f"longer than {config.max_frames} encoder frames"
-    ids = tokens.encode(text)
+    try:
+        ids = tokens.encode(text)
+    except BadConfig:
+        return "with characters that are no tokens"
     repeats = sum(1 for now, then in pairwise(ids) if now == then)
     return TOO_SHORT if len(ids) + repeats > encoded else ""

@@ -205,8 +205,8 @@ def test_a_checkpoint_is_as_old_as_asked_for_at_most(corpus, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_two_processes_take_the_steps_of_one_with_the_double_batch(corpus, tmp_path, norm):
+@pytest.mark.parametrize(("norm", "within"), [("layer", 1e-4), ("batch", 0.01)])
+def test_two_processes_take_the_steps_of_one_with_the_double_batch(corpus, tmp_path, norm, within):
     config = replace(DRY, norm=norm, conv_norm=norm)
     recipe = replace(STEADY, characters_first=0.2, augmentation=Augmentation(), epochs=6)
     one = child(corpus, tmp_path / "one", replace(recipe, batch_seconds=6.0), config=config)
@@ -214,7 +214,7 @@ def test_two_processes_take_the_steps_of_one_with_the_double_batch(corpus, tmp_p
     assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
     first, second = (json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two"))
     assert len(first) > 10
-    assert second == pytest.approx(first, rel=0.01)
+    assert second == pytest.approx(first, rel=within)
     assert one.stdout.count("dev WER") == two.stdout.count("dev WER") == recipe.epochs
 
 
