@@ -741,6 +741,7 @@ def ablation(
     "--convert-norm", is_flag=True, help="Convert it, a LayerNorm Conformer, to one whose norms fold; an epoch is 100 batches."
 )
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
+@click.option("--batch-seconds", type=float, metavar="S", help="Of speech, in each process.  [default: the recipe's, 56]")
 @click.option("--accumulate", type=int, metavar="N", help="Batches that a step hears one after another.  [default: 1]")
 @click.option("--patience", type=int, metavar="N", help="End after N epochs without a better dev WER; the best is kept.")
 @click.option("--checkpoint-minutes", type=float, metavar="MIN", help="Between two checkpoints at most.  [default: 10]")

@@ -54,8 +54,8 @@ class Recipe:
                 raise UsageError(f"{count} is too few for --{option}.", hint=f"Pass --{option} 1 or more.")
         if not self.checkpoint_minutes >= 0:
             raise UsageError(f"{self.checkpoint_minutes} minutes are no time.", hint="Pass --checkpoint-minutes 0 or more.")
-        if self.batch_seconds <= 0:
-            raise UsageError(f"A batch of {self.batch_seconds} s holds no utterance.")
+        if not self.batch_seconds > 0:
+            raise UsageError(f"A batch of {self.batch_seconds} s holds no utterance.", hint="Pass --batch-seconds 10 or more.")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""

@@ -181,6 +181,7 @@ COMMANDS = {
     "average_of_what_is_folded": ["average", "HERE/checkpoint", "HERE/folded", "-o", "HERE/new"],
     "average_of_another_architecture": ["average", "HERE/checkpoint", "HERE/other", "-o", "HERE/new"],
     "train_on_no_corpus": ["train", "--speech", "HERE/diary", "-o", "HERE/new"],
+    "train_on_no_speech_at_a_time": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--batch-seconds", "0"],
     "train_with_no_patience": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--patience", "0"],
     "train_with_nothing_accumulated": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--accumulate", "0"],
     "train_with_checkpoints_before_time": [*["train", "--speech", "HERE/diary", "-o", "HERE/new", "--checkpoint-minutes", "-1"]],
