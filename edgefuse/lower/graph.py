@@ -260,6 +260,8 @@ class _Subsampling(nn.Module):
 
 
 class _Block(nn.Module):
+    attention: "_Attention | _Performer"
+
     def __init__(self, source: Block, table: Tensor, shape: BlockShape, frames: int) -> None:
         super().__init__()
         self.macaron, self.feed_forward = _FeedForward(source.macaron), _FeedForward(source.feed_forward)
@@ -281,7 +283,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         """`hidden` is what its `Hidden` gives, or None where it has no attention."""
         x = self.sum1(x + self._step(self.macaron(x)))
-        if self.attends:
+        if hidden is not None:
             x = self.sum2(every(x, self.stride) + self.attention(self.norm_attention(x), hidden))
         x = self.sum3(x + self.convolution(x))
         x = self.sum4(x + self._step(self.feed_forward(x)))
@@ -291,7 +293,7 @@ class _Block(nn.Module):
         """The same for a chunk: x, and the caches as the next chunk wants them."""
         *past, inputs = caches
         x = self.sum1(x + self._step(self.macaron(x)))
-        if self.attends:
+        if hidden is not None:
             mixed, *past = self.attention.stream(self.norm_attention(x), hidden, *past)
             x = self.sum2(every(x, self.stride) + mixed)
         convolved, inputs = self.convolution.stream(x, inputs)
@@ -381,7 +383,7 @@ class _Attention(nn.Module):
         return x.reshape(x.shape[1], self.heads, self.head_dimension).transpose(0, 1)
 
 
-def _attention(source: Attention | Performer, table: Tensor, frames: int) -> nn.Module:
+def _attention(source: Attention | Performer, table: Tensor, frames: int) -> "_Attention | _Performer":
     return _Performer(source, frames) if isinstance(source, Performer) else _Attention(source, table)
 
 

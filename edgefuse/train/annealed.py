@@ -108,7 +108,7 @@ def annealed(encoder: Encoder) -> Encoder:
         for name, child in [*parent.named_children()]:
             if (mixture := _mixture(parent, child)) is not None:
                 setattr(parent, name, mixture)
-    return encoder
+    return encoder.to(encoder.ctc.weight.dtype)
 
 
 def _mixture(parent: nn.Module, child: nn.Module) -> nn.Module | None:
@@ -183,7 +183,7 @@ def settled(encoder: Encoder) -> Encoder:
     for parent in encoder.modules():
         for absorb in _absorbing(parent):
             absorb()
-    plain = Encoder(converted_config(encoder.config))
+    plain = Encoder(converted_config(encoder.config)).to(encoder.ctc.weight.dtype)
     wanted = plain.state_dict()
     weights = {name.replace(".rep.", ".").removeprefix("rep."): tensor for name, tensor in encoder.state_dict().items()}
     plain.load_state_dict({name: weights[name][: len(like)] if like.ndim else weights[name] for name, like in wanted.items()})

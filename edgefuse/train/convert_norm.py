@@ -6,17 +6,20 @@ written is a plain encoder with the norm "rep": fold it as any other.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
+from torch import Tensor, nn
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import UsageError
 from edgefuse.frontend.log_mel import KALDI_80
-from edgefuse.model import Encoder
+from edgefuse.model import Context, Encoder
 from edgefuse.model.reestimate import reestimate
+from edgefuse.model.streaming import valid_frames
 from edgefuse.train import ranks
 from edgefuse.train.annealed import anneal, annealed, begin_close, settled
 from edgefuse.train.batches import Batch
@@ -51,8 +54,30 @@ class Conversion(Taught):
     def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
         """``steps`` is the length of the training; lambda is 0 after the recipe's share of it."""
         super().__init__(encoder, teacher, tokens, recipe, steps)
+        self._learnt: list[Tensor] = []  # behind each block, of the batch at hand
+        self._taught: list[Tensor] = []
+        for each, kept in ((self.encoder, self._learnt), (self.teacher, self._taught)):
+            for block in each.blocks:
+                block.register_forward_hook(partial(_keep, kept))
 
-    def training_step(self, batch: Batch, number: int) -> torch.Tensor:
+    def loss(self, batch: Batch, context: Context) -> Tensor:
+        """That of the answers, and how far the residual stream is from the teacher's behind each block, averaged over them.
+
+        Of one block: sum of (learnt - taught)^2 / sum of taught^2, over valid frames.
+        """
+        answers = super().loss(batch, context)
+        if not self._taught:  # without a share the teacher was not asked
+            self.teacher(batch.features, batch.lengths, context)
+        lengths = batch.lengths // self.encoder.config.reduction
+        distances = [
+            _distance(learnt, taught, lengths * (shape.frames // shape.stride))
+            for (_, shape), learnt, taught in zip(self.encoder.layers, self._learnt, self._taught, strict=True)
+        ]
+        self._learnt.clear()
+        self._taught.clear()
+        return answers + self.recipe.stream_share * torch.stack(distances).mean()
+
+    def training_step(self, batch: Batch, number: int) -> Tensor:
         """The loss of a batch, at the lambda of this step."""
         anneal(self.encoder, self.lambda_)
         return super().training_step(batch, number)
@@ -66,6 +91,19 @@ class Conversion(Taught):
     def lambda_(self) -> float:
         """From 1 to 0."""
         return max(0.0, 1.0 - self.global_step / max(1.0, self.recipe.anneal_share * self.steps))
+
+
+def _keep(kept: list[Tensor], _: nn.Module, __: object, output: Tensor) -> None:
+    """Only in training: a validation needs none."""
+    if torch.is_grad_enabled():
+        kept.append(output)
+
+
+def _distance(learnt: Tensor, taught: Tensor, lengths: Tensor) -> Tensor:
+    """Relative, squared: both (B, T, d)."""
+    valid = valid_frames(lengths, learnt.shape[1])
+    learnt, taught = learnt[valid].float(), taught[valid].float()
+    return (learnt - taught).square().sum() / taught.square().sum()
 
 
 def convert_norm(

@@ -40,6 +40,7 @@ class Recipe:
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
     patience: int | None = None  # end after so many epochs without a better dev WER, and keep the best average, not the last
     checkpoint_minutes: float = 10.0  # between two checkpoints at most, besides those after every epoch; 0: after every step
+    stream_share: float = 0.0  # beside the loss of a conversion: how far each block is from the teacher's; see convert_norm.py
     anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
     augmentation: Augmentation = field(default_factory=Augmentation)
 
