@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Check, Input, Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
+NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `edgefuse.model.config.Norm` has them
 REFERENCE = "reference"  # the target without a runtime: for tests, not one of --all
 MOST_CHARACTERS = 600  # of an error's sentence; a broken file can make it endless
 
@@ -728,7 +729,7 @@ def ablation(
 @click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
 @click.option("--features", type=PATH, metavar="DIR", help="Where log-mel frames are kept.  [default: SPEECH/features]")
 @click.option("--preset", help="tiny, small or base.  [default: tiny]")
-@click.option("--norm", type=click.Choice(("batch", "layer")), help="FusionFormer, or its twin.  [default: batch]")
+@click.option("--norm", type=click.Choice(NORMS), help="batch: a FusionFormer; layer: its twin.  [default: batch]")
 @click.option("--epochs", type=int, help="[default: the recipe's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True)

@@ -19,7 +19,7 @@ def culprit(network: nn.Module, again: Callable[[], object]) -> str:
     found: list[str] = []
     order: list[str] = []
     handles = [module.register_forward_hook(_watch(name, found, order)) for name, module in network.named_modules() if name]
-    with torch.no_grad():
+    with torch.enable_grad():  # as in the step: some losses keep what they compare only there
         again()
     _remove(handles)
     if found:

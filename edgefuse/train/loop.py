@@ -156,6 +156,10 @@ def fit(
     encoder = Encoder(config)
     if begin is not None:
         _begin_with(encoder, begin)
+    for norm in encoder.modules():
+        if isinstance(norm, UnifiedNorm):
+            norm.warm_up, norm.outlier_filtration = recipe.unified_warm_up, recipe.outlier_filtration
+            norm.restart()
     training = Training(encoder, tokens, recipe, batches.steps)
     run(training, batches, output, resume=resume, precision=precision)
     return training
@@ -216,9 +220,6 @@ def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
             "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
         )
     encoder.load_state_dict(weights)
-    for norm in encoder.modules():
-        if isinstance(norm, UnifiedNorm):
-            norm.restart()
 
 
 @contextmanager

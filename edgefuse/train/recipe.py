@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from edgefuse.errors import UsageError
 from edgefuse.model import EncoderConfig, preset
+from edgefuse.model.config import Norm
 from edgefuse.train.augment import Augmentation
 
 CHUNK_FRAMES = (4, 32)  # encoder frames: 0.16 s to 1.28 s, the chunks that a device would stream with
@@ -20,7 +21,7 @@ class Recipe:
     """Hyper-parameters of a training."""
 
     preset: str = "tiny"
-    norm: Literal["batch", "layer"] = "batch"
+    norm: Norm = "batch"
     vocabulary_size: int = 512  # word pieces; most of what the corpus says is then one token a word
     epochs: int = 7
     epoch_batches: int | None = None  # how many of the corpus an epoch draws; None: all
@@ -40,6 +41,10 @@ class Recipe:
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
     patience: int | None = None  # end after so many epochs without a better dev WER, and keep the best average, not the last
     checkpoint_minutes: float = 10.0  # between two checkpoints at most, besides those after every epoch; 0: after every step
+    unified_warm_up: int = (
+        4000  # iterations before Unified Normalization trusts its window [R]; in a shorter training it never does
+    )
+    outlier_filtration: bool = False  # of Unified Normalization: off, as for text [R]; `skip_counter` counts what it left out
     stream_share: float = 0.0  # beside the loss of a conversion: how far each block is from the teacher's; see convert_norm.py
     anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
     augmentation: Augmentation = field(default_factory=Augmentation)

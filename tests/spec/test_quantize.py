@@ -252,7 +252,16 @@ def test_a_unit_on_one_side_only_is_another_model(folded, speech):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"norm": "layer"}, {"positions": "none"}, {"norm_positions": True}, {"norm_residual": "block"}, {"conv_expansion": 2}],
+    [
+        {},
+        {"norm": "layer"},
+        {"norm": "rep", "norm_residual": "block"},
+        {"positions": "none"},
+        {"norm_positions": True},
+        {"norm_residual": "block"},
+        {"norm_residual": "block", "shared_blocks": True},
+        {"conv_expansion": 2},
+    ],
     ids=str,
 )
 def test_units_are_free_in_every_architecture_or_refused_with_a_reason(changes, padded_batch):
@@ -264,7 +273,7 @@ def test_units_are_free_in_every_architecture_or_refused_with_a_reason(changes, 
     )
     assert deviation(wanted, given) < 1e-10
     refused = {each.site for each in seams(model.checkpoint.config) if not isinstance(each, Seam)}
-    assert ("residual" in refused) == (changes.get("norm") == "layer" or changes.get("norm_residual") == "block")
+    assert ("residual" in refused) == (changes.get("norm") == "layer" or "shared_blocks" in changes)
     assert ("blocks.0.macaron" in refused) == (changes.get("norm") == "layer")
     assert len(found) > 2
 
