@@ -21,8 +21,9 @@ from edgefuse.model import Context, Encoder
 from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
 from edgefuse.train import ranks
-from edgefuse.train.annealed import anneal, annealed, begin_close, settled
+from edgefuse.train.annealed import anneal, annealed, settled
 from edgefuse.train.batches import Batch
+from edgefuse.train.closeness import begin_close
 from edgefuse.train.corpora import DEV, TRAIN
 from edgefuse.train.loop import (
     CONTEXTS,
@@ -45,6 +46,7 @@ from edgefuse.train.module import Taught
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
 from edgefuse.values import Checkpoint
 
+START_SECONDS = 300.0  # of speech that the start is fitted to: 7500 encoder frames
 BEFORE = ", before"  # behind a test set: what the LayerNorm Conformer heard in it
 
 
@@ -165,7 +167,7 @@ def fit(
     teacher = checkpoints.encoder_of(before)
     encoder = annealed(teacher)
     if not resume:  # what was found at the start is in last.ckpt
-        begin_close(encoder, clean_speech(corpus, tokens, recipe.seed))
+        begin_close(encoder, clean_speech(corpus, tokens, recipe.seed, START_SECONDS))
     training = Conversion(encoder.train(), teacher, tokens, recipe, batches.steps)
     run(training, batches, output, resume=resume, precision=precision)
     return training

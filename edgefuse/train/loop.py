@@ -239,10 +239,12 @@ def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
     return encoder.eval()
 
 
-def clean_speech(corpus: Speech, tokens: Tokens, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Half an hour of training speech that nothing is done to: features and lengths, to measure on."""
+def clean_speech(
+    corpus: Speech, tokens: Tokens, seed: int, seconds: float = REESTIMATION_SECONDS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training speech that nothing is done to: features and lengths, to measure on."""
     batches = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=seed)
-    return ((b.features, b.lengths) for b in _first_seconds(batches, REESTIMATION_SECONDS))
+    return ((b.features, b.lengths) for b in _first_seconds(batches, seconds))
 
 
 def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:

@@ -13,7 +13,8 @@ from edgefuse.fold import exactness, fold
 from edgefuse.fold.exactness import probe
 from edgefuse.model import Encoder
 from edgefuse.model.normalization import LayerNorm, RepBatchNorm
-from edgefuse.train.annealed import Annealed, AnnealedActivation, AnnealedNorm, anneal, annealed, begin_close, settled
+from edgefuse.train.annealed import Annealed, AnnealedGate, AnnealedNorm, anneal, annealed, settled
+from edgefuse.train.closeness import _fit, begin_close
 from edgefuse.train.convert_norm import Conversion, convert_norm, fit
 from edgefuse.train.loop import open_speech
 from edgefuse.train.recipe import CONVERSION
@@ -216,7 +217,19 @@ def test_the_command_converts(corpus, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
 
 
-def test_an_activation_keeps_its_gain_within_reason():
-    gate = AnnealedActivation(torch.nn.GLU(), 4)
-    assert gate(torch.randn(2, 3, 8)).shape == (2, 3, 4)
-    assert torch.equal(gate.offset, torch.zeros(4))
+def test_a_gate_is_closer_than_half_of_it_is():
+    gate, g = AnnealedGate(6).double(), torch.Generator().manual_seed(0)
+    x = torch.randn(2, 600, 5, generator=g, dtype=torch.float64)
+    z = x @ torch.randn(5, 12, generator=g, dtype=torch.float64)
+    wanted = torch.nn.functional.glu(z, dim=-1)
+
+    def error():
+        with torch.no_grad():
+            return float((torch.relu(gate.mix(z)) - gate.offset - wanted).square().mean())
+
+    before = error()
+    _fit(gate, z.flatten(0, 1), wanted.flatten(0, 1))
+    assert error() < 0.5 * before
+    assert torch.equal(gate(z), wanted)
+    gate.share = 0.0
+    torch.testing.assert_close(gate(z), torch.relu(gate.mix(z)))
