@@ -75,7 +75,7 @@ def _line(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return mean, var, slope, y.mean(0) - slope * mean
 
 
-@torch.enable_grad()  # type: ignore[no-untyped-call,untyped-decorator]
+@torch.enable_grad()
 def _descend(gate: AnnealedGate, z: Tensor, y: Tensor) -> None:
     """M, n and m that leave the least of (relu(M z + n) - m - y)^2, each channel in units of its own deviation."""
     offset = gate.offset.clone().requires_grad_()
