@@ -150,6 +150,6 @@ def _errors(answer: Answer, config: EncoderConfig, corpus: Corpus) -> dict[str, 
     found: dict[str, WordErrors] = {}
     for told, context in (("", FULL), (CHUNKED, chunks)):
         for name, spoken in corpus.tests.items():
-            batches = spoken.batches(corpus.tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
+            batches = spoken.batches(corpus.tokens, EVALUATION_BATCH_SECONDS, learnt=False)
             found[name + told] = evaluate(answer, batches, corpus.tokens, context)
     return found
