@@ -102,9 +102,7 @@ def _fitted(corpus: Corpus, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
 def _converted(row: Row, corpus: Corpus, folder: Path, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
     """Turn the norms of another row's checkpoint into those of this row, taught by what it was."""
     start, resume = folder / "runs" / f"{row.converts}-{recipe.seed}" / "checkpoint", (place / LAST).is_file()
-    convert_norm(
-        start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads(), precision=_precision()
-    )
+    convert_norm(start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads(), precision=_precision())
     return checkpoints.encoder_of(checkpoints.read(place / "checkpoint")), recipe.epochs * (recipe.epoch_batches or 0)
 
 
