@@ -23,7 +23,7 @@ from edgefuse.frontend.intake import OVERLAP, intake_of
 from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
 from edgefuse.model.config import FEATURE_HOP_MS
 from edgefuse.speech import TestSet
-from edgefuse.values import ENCODED, OFFLINE
+from edgefuse.values import ENCODED, OFFLINE, SECOND_PASS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -251,6 +251,17 @@ def entry_for(artifact: Artifact, recording: Path, features: int, seconds: float
             hint=f"Export it with: --seconds {np.ceil(seconds):.0f}  (or cut the recording).",
         )
     return entry
+
+
+def second_passes(artifact: Artifact) -> Inputs:
+    """The entries that are the second pass of a cascade; a `UsageError` if there is none."""
+    found = next((mode.inputs for mode in artifact.modes if mode.name == SECOND_PASS), None)
+    if found is None:
+        raise UsageError(
+            f"{artifact.path} has no second pass behind a stream.",
+            hint="Export a cascade (a model whose config says second_pass) with both: --chunk-ms 640 --seconds 5.12",
+        )
+    return found
 
 
 def streaming_entry(artifact: Artifact) -> str:

@@ -318,9 +318,22 @@ def transcripts_json(heard: Sequence[Transcript]) -> list[dict[str, Any]]:
             "path": str(each.path),
             "seconds": each.seconds,
             "text": each.text,
-            "utterances": [{"text": said.text, "words": list(map(dataclasses.asdict, said.words))} for said in each.said],
+            "utterances": [
+                {"text": said.text, "words": list(map(dataclasses.asdict, said.words)), "second_pass": said.second_pass}
+                for said in each.said
+            ],
         }
         for each in heard
+    ]
+
+
+def first_pass_lines(heard: Sequence[Streamed]) -> list[str]:
+    """Of each utterance that was to be heard by a second pass and was not, why."""
+    return [
+        f"{each.path.name}, from {said.words[0].start_s:.2f} s: longer than the second pass takes; the first pass's text stays"
+        for each in heard
+        for said in each.said
+        if not said.second_pass
     ]
 
 
