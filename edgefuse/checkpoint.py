@@ -25,6 +25,7 @@ from edgefuse.errors import (
     ShapeMismatch,
 )
 from edgefuse.model import Encoder, EncoderConfig
+from edgefuse.model.normalization import COUNTERS
 from edgefuse.values import Checkpoint
 
 WEIGHTS, CONFIG, TOKENS = "model.safetensors", "config.json", "tokens.txt"
@@ -215,7 +216,7 @@ def _check_shapes(config: EncoderConfig, tensors: Mapping[str, Tensor]) -> None:
 
 def _check_numbers(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        counter = name.endswith("num_batches_tracked")
+        counter = name.endswith(COUNTERS)
         if tensor.is_floating_point() == counter or tensor.dtype.itemsize < 2:  # noqa: PLR2004 - bytes
             raise ShapeMismatch(f"{name} is of type {tensor.dtype}.", hint="Weights are floating-point; see `edgefuse convert`.")
         if not counter and not torch.isfinite(tensor.float()).all():  # as a float32 it must be finite too

@@ -10,6 +10,7 @@ from edgefuse import checkpoint as checkpoints
 from edgefuse import store
 from edgefuse.fold import plan
 from edgefuse.model.cost import cost
+from edgefuse.model.normalization import STATISTICS
 from edgefuse.values import Checkpoint, Fold, Refusal
 
 SECONDS = 5.12  # the length of utterance that the attention is counted for
@@ -25,8 +26,7 @@ class Inspection:
     @property
     def parameters(self) -> int:
         """Trained values: weights, biases, gains; no statistics."""
-        statistics = ("running_mean", "running_var", "num_batches_tracked")
-        return sum(t.numel() for name, t in self.checkpoint.weights.items() if not name.endswith(statistics))
+        return sum(t.numel() for name, t in self.checkpoint.weights.items() if not name.endswith(STATISTICS))
 
     @property
     def macs_per_second(self) -> int:

@@ -20,7 +20,7 @@ from edgefuse.frontend.audio import read_audio
 from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
 from edgefuse.model import Encoder, EncoderConfig, preset
-from edgefuse.model.normalization import BatchNorm, LayerNorm
+from edgefuse.model.normalization import BatchNorm, LayerNorm, UnifiedNorm
 from edgefuse.model.reestimate import reestimate
 from edgefuse.speech import read_speech, shipped
 from edgefuse.values import Checkpoint
@@ -55,7 +55,7 @@ def untrained(config: EncoderConfig, seed: int = 0, speech: Sequence[Tensor] = (
     torch.manual_seed(seed)
     encoder = Encoder(config).eval()
     for each in encoder.modules():
-        if isinstance(each, LayerNorm | BatchNorm):
+        if isinstance(each, LayerNorm | BatchNorm | UnifiedNorm):
             torch.nn.init.uniform_(each.weight, *GAINS)
     mean, istd = torch.zeros(config.mel_bins), torch.ones(config.mel_bins)
     if speech:

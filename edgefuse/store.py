@@ -122,11 +122,15 @@ def write_checkpoint(output: Path, whole: Checkpoint, *, overwrite: bool = False
 def plan_to_json(plan: Sequence[Fold | Refusal]) -> list[dict[str, Any]]:
     """The plan, site by site."""
     return [
-        {"site": site.site, "folded": True, "into": list(site.into), "rule": site.rule}
+        {"site": site.site, "folded": True, "into": list(site.into), "rule": site.rule, **_writers(site)}
         if isinstance(site, Fold)
         else {"site": site.site, "folded": False, "reason": site.reason}
         for site in plan
     ]
+
+
+def _writers(site: Fold) -> dict[str, list[str]]:
+    return {"writers": list(site.writers)} if site.writers else {}
 
 
 def read_plan(folder: Path, folded: Checkpoint) -> FoldedModel | None:
@@ -134,7 +138,9 @@ def read_plan(folder: Path, folded: Checkpoint) -> FoldedModel | None:
     try:
         fields = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         plan = tuple(
-            Fold(site["site"], tuple(site["into"]), site["rule"]) if site["folded"] else Refusal(site["site"], site["reason"])
+            Fold(site["site"], tuple(site["into"]), site["rule"], tuple(site.get("writers", ())))
+            if site["folded"]
+            else Refusal(site["site"], site["reason"])
             for site in fields["plan"]
         )
         matches = fields["folded"] == folded.digest

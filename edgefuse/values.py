@@ -56,11 +56,20 @@ class Fold:
         site: the module that disappears, or the constants that do.
         into: the layers (or parameters) that absorb it.
         rule: which equation of `edgefuse.fold.algebra` applies.
+        writers: of a residual basis, the last of `into`: what is added to the stream; those before them read it.
     """
 
     site: str
     into: tuple[str, ...]
-    rule: Literal["norm after", "norm before", "affine before", "half step", "embedding scale", "query", "key bias"]
+    rule: Literal[
+        "norm after", "norm before", "residual basis", "affine before", "half step", "embedding scale", "query", "key bias"
+    ]
+    writers: tuple[str, ...] = ()
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Of a residual basis, what takes the stream."""
+        return self.into[: len(self.into) - len(self.writers)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,8 @@ class EncoderConfig:
         norm: "batch": BN after every linear and convolution [R]; "layer": LayerNorm at WeNet's places [R]; in LayerNorm's
             places "batch-in-place": BN, which diverges in the paper [R]; "unified": Unified Normalization (arXiv 2208.01313)
             [R]; "rep": RepBN, BN(x) + alpha x (SLAB) [R]; "none": no norm anywhere, which diverges in the paper too [R].
-        conv_norm: the norm after the depthwise convolution when `norm` is "layer"; WeNet has both [R].
+        conv_norm: the norm after the depthwise convolution when `norm` is "layer"; WeNet has both [R]. Otherwise it is of the
+            same kind as the others.
         activation: "relu" [R], or "swish", which brings GLU with it (the Conformer).
         positions: "relative": WeNet's form, without rel_shift [R]; "none".
         conv_expansion: ReLU does not halve as GLU does: the depthwise convolution is 1 or 2 times d wide [I, option A or B].
@@ -116,6 +117,7 @@ class EncoderConfig:
         shared_blocks: all blocks are one and the same, run `layers` times (Layer Consistency, arXiv 2105.00812) [R abstract].
         second_pass: how many of the last blocks see the whole utterance even in a stream and have a CTC head of their own:
             the second pass of a cascade (Practical Conformer [R abstract]).
+        residual_norms_kept: the checkpoint has been folded, but the norms on the residual stream could not be.
     """
 
     vocabulary_size: int
@@ -143,6 +145,7 @@ class EncoderConfig:
     stages: tuple[Stage, ...] = ()
     shared_blocks: bool = False
     second_pass: int = 0
+    residual_norms_kept: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no encoder can be, in words."""
@@ -235,7 +238,7 @@ class EncoderConfig:
         return cls(**{**fields, "stages": _stages(stages)})
 
 
-OPTIONAL = frozenset({"subsampling", "stages", "shared_blocks", "second_pass"})
+OPTIONAL = frozenset({"subsampling", "stages", "shared_blocks", "second_pass", "residual_norms_kept"})
 NAMES: Mapping[Norm, str] = MappingProxyType(
     {
         "batch": "FusionFormer",

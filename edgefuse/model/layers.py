@@ -1,9 +1,24 @@
-"""The layers that a batch norm follows. Everything is channels last: (B, T, C) and (B, T, F, C)."""
+"""The norms of an encoder, by their places, and the layers that a batch norm follows. Everything is channels last: (B, T, C) and (B, T, F, C)."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from edgefuse.model.config import EncoderConfig
-from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm
+from edgefuse.model.config import EncoderConfig, Norm
+from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm, RepBatchNorm, UnifiedNorm
+
+
+KINDS: Mapping[Norm, Callable[[int], nn.Module]] = MappingProxyType(
+    {
+        "batch": BatchNorm,
+        "batch-in-place": BatchNorm,
+        "layer": LayerNorm,
+        "unified": UnifiedNorm,
+        "rep": RepBatchNorm,
+        "none": lambda _: NoNorm(),
+    }
+)
 
 
 def norm_after(config: EncoderConfig, channels: int, *, normed: bool = True) -> nn.Module:
@@ -12,22 +27,32 @@ def norm_after(config: EncoderConfig, channels: int, *, normed: bool = True) -> 
 
 
 def norm_before(config: EncoderConfig) -> nn.Module:
-    """What a branch begins with: a layer norm in a Conformer."""
-    return LayerNorm(config.dimension) if config.norm == "layer" else NoNorm()
+    """What a branch begins with, where the Conformer has a layer norm; all kinds but that fold into the linears behind it."""
+    return NoNorm() if config.norm == "batch" else _unless_folded(config, config.dimension)
 
 
 def norm_on_residual(config: EncoderConfig) -> nn.Module:
-    """What stands on the residual stream after a block, in front of the next branches and of the skip path: it never folds."""
+    """What stands on the residual stream after a block: all kinds but LayerNorm fold by a change of the stream's basis."""
     if config.norm_residual != "block":
         return NoNorm()
-    return BatchNorm(config.dimension) if config.norm == "batch" else LayerNorm(config.dimension)
+    return KINDS[config.norm](config.dimension) if config.residual_norms_kept else _unless_folded(config, config.dimension)
 
 
 def norm_of_output(config: EncoderConfig) -> nn.Module:
-    """What stands between the last block and the CTC head: a batch norm folds into the head."""
-    if config.norm_residual == "none" or (config.norm == "batch" and config.folded):
-        return NoNorm()
-    return BatchNorm(config.dimension) if config.norm == "batch" else LayerNorm(config.dimension)
+    """What stands between the last block and the CTC head, into which all kinds but LayerNorm fold."""
+    return NoNorm() if config.norm_residual == "none" else _unless_folded(config, config.dimension)
+
+
+def norm_of_depthwise(config: EncoderConfig, channels: int) -> nn.Module:
+    """What follows the depthwise convolution: of the same kind as the others, but `conv_norm` where these are LayerNorms."""
+    if config.norm == "layer" and config.conv_norm == "batch":
+        return NoNorm() if config.folded else BatchNorm(channels)
+    return _unless_folded(config, channels)
+
+
+def _unless_folded(config: EncoderConfig, channels: int) -> nn.Module:
+    """A norm of the config's kind, or nothing where that kind has been folded."""
+    return NoNorm() if config.folded and config.norm != "layer" else KINDS[config.norm](channels)
 
 
 class NormedLinear(nn.Module):
@@ -71,10 +96,7 @@ class CausalDepthwise(nn.Module):
         width = config.conv_width
         self.history = kernel - 1
         self.conv = nn.Conv1d(width, width, kernel, groups=width)
-        if config.norm == "layer" and config.conv_norm == "layer":
-            self.norm: nn.Module = LayerNorm(width)
-        else:
-            self.norm = NoNorm() if config.folded else BatchNorm(width)
+        self.norm = norm_of_depthwise(config, width)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C); frame t sees t - kernel + 1 .. t."""

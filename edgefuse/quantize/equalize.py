@@ -19,6 +19,7 @@ square gives the same in int8, 35.4 against 35.5 dB, and less in int4-weights, 1
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -27,15 +28,18 @@ from torch import Tensor
 
 from edgefuse.checkpoint import ISTD, MEAN, assemble
 from edgefuse.model import EncoderConfig
+from edgefuse.model.config import SUBSAMPLINGS, BlockShape
 from edgefuse.values import FoldedModel, Refusal
 
 SMALLEST = 0.01  # of the largest channel: a channel that was silent while calibrating may speak later
-BRANCHES = ("macaron", "attention", "convolution", "feed_forward")
-WRITERS = ("macaron.w2", "attention.output", "convolution.pointwise2", "feed_forward.w2")
-READERS = (
-    *("macaron.w1", "attention.query", "attention.key", "attention.value"),
-    *("convolution.pointwise1", "feed_forward.w1"),
-)
+BRANCHES = ("macaron", "attention", "convolution", "feed_forward")  # and what of each reads and writes the residual stream
+WRITERS = {"macaron": "w2", "attention": "output", "convolution": "pointwise2", "feed_forward": "w2"}
+READERS = {
+    "macaron": ("w1",),
+    "attention": ("query", "key", "value"),
+    "convolution": ("pointwise1",),
+    "feed_forward": ("w1",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,22 +119,33 @@ def _along(s: Tensor, tensor: Tensor, axis: int) -> Tensor:
 
 
 def _seams(config: EncoderConfig) -> Iterator[Seam | Refusal]:
-    conv1, conv2, linear = (f"subsampling.{name}" for name in ("conv1.conv", "conv2.conv", "linear.linear"))
-    yield Seam(conv1, _layer(conv1), ((f"{conv2}.weight", 1),), ("subsampling.first",))
-    yield Seam(conv2, _layer(conv2), ((f"{linear}.weight", 1),), ("subsampling.second",))
-    for block in (f"blocks.{number}" for number in range(config.layers)):
-        yield from _attention(f"{block}.attention", config)
+    layers = [f"subsampling.conv{number}.conv" for number in range(1, len(SUBSAMPLINGS[config.subsampling]) + 1)]
+    layers.append("subsampling.linear.linear")
+    for (before, behind), point in zip(itertools.pairwise(layers), ("first", "second", "third"), strict=False):
+        yield Seam(before, _layer(before), ((f"{behind}.weight", 1),), (f"subsampling.{point}",))
+    for block, shape in _blocks(config):
+        if shape.attention != "none":
+            yield from _attention(f"{block}.attention", config, shape)
         yield from _branches(block, config)
-    if config.norm == "layer" or config.norm_residual == "block":
+    if config.norm == "layer" or config.residual_norms_kept:
         yield Refusal("residual", "norms stand on the residual stream, and compute with its channels as they are")
     else:
         yield _residual(config)
 
 
-def _attention(path: str, config: EncoderConfig) -> Iterator[Seam]:
+def _blocks(config: EncoderConfig) -> list[tuple[str, BlockShape]]:
+    """Each block that there is, by its path; one that is shared once."""
+    shapes = config.blocks[:1] if config.shared_blocks else config.blocks
+    return [(f"blocks.{number}", shape) for number, shape in enumerate(shapes)]
+
+
+def _attention(path: str, config: EncoderConfig, shape: BlockShape) -> Iterator[Seam | Refusal]:
     """q (k + p)' + w p' has a query's and w's channels on one side, and a key's and its position's on the other."""
     query, key, value, output, position = (f"{path}.{name}.linear" for name in ("query", "key", "value", "output", "position"))
     yield Seam(value, _layer(value), ((f"{output}.weight", 1),), (f"{path}.values",))
+    if shape.attention == "performer":
+        yield Refusal(f"{path}.query", "the kernel of a Performer adds a constant to its queries and keys")
+        return
     placed = () if config.positions != "relative" else (f"{position}.weight", *_bias_if(position, config.norm_positions))
     w = (f"{path}.w",) if placed else ()
     multiplied = tuple((name, 0) for name in (*_layer(key), *placed))
@@ -158,14 +173,19 @@ def _branches(block: str, config: EncoderConfig) -> Iterator[Seam | Refusal]:
 
 def _residual(config: EncoderConfig) -> Seam:
     """What every branch reads and writes: one unit per channel for the whole model."""
-    blocks = [f"blocks.{number}" for number in range(config.layers)]
-    writers = ["subsampling.linear.linear", *(f"{block}.{name}.linear" for block in blocks for name in WRITERS)]
-    readers = [*(f"{block}.{name}.linear.weight" for block in blocks for name in READERS), "ctc.weight"]
+    branches = [
+        (block, branch)
+        for block, shape in _blocks(config)
+        for branch in BRANCHES
+        if branch != "attention" or shape.attention != "none"
+    ]
+    writers = ["subsampling.linear.linear", *(f"{block}.{branch}.{WRITERS[branch]}.linear" for block, branch in branches)]
+    readers = [f"{block}.{branch}.{name}.linear.weight" for block, branch in branches for name in READERS[branch]]
     return Seam(
         "residual",
         tuple(name for writer in writers for name in _layer(writer)),
-        tuple((name, 1) for name in readers),
-        (*(f"{block}.{branch}.input" for block in blocks for branch in BRANCHES), "head.encoded"),
+        tuple((name, 1) for name in (*readers, "ctc.weight")),
+        (*(f"{block}.{branch}.input" for block, branch in branches), "head.encoded"),
     )
 
 

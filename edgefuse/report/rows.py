@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgefuse.explore import Costs
     from edgefuse.fold import Exactness
     from edgefuse.inspection import Inspection
+    from edgefuse.model.config import BlockShape, EncoderConfig
     from edgefuse.packages import Need
     from edgefuse.pipeline import Verified
     from edgefuse.quantize.calibrate import Calibration
@@ -234,10 +236,8 @@ def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
     """What a checkpoint is."""
     config = found.checkpoint.config
     return [
-        (
-            "blocks",
-            f"{config.layers} x d {config.dimension}, {config.heads} heads, ff {config.feed_forward}, kernel {config.kernel}",
-        ),
+        ("subsampling", f"by {config.subsampling}, {config.subsampling_channels} channels; a frame of {config.frame_ms} ms"),
+        *_block_rows(config),
         ("norm", f"{config.norm}{', folded' if config.folded else ''}"),
         ("activation", config.activation),
         ("positions", config.positions),
@@ -248,6 +248,26 @@ def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
         ("plan", f"{found.folds} sites fold, {found.refusals} stay"),
         ("digest", found.checkpoint.digest[:16]),
     ]
+
+
+def _block_rows(config: EncoderConfig) -> list[tuple[str, str]]:
+    """The blocks from the bottom up, those that are alike in one line."""
+    alike = [(shape, len([*group])) for shape, group in itertools.groupby(config.blocks)]
+    return [("blocks" if number == 0 else "", _block_line(config, *each)) for number, each in enumerate(alike)]
+
+
+def _block_line(config: EncoderConfig, shape: BlockShape, count: int) -> str:
+    own = f" of width {shape.attention_dimension}" if shape.attention_dimension != config.dimension else ""
+    heads = f", {shape.heads} heads{own}" if shape.attention != "none" else ""
+    kind = {"softmax": "", "performer": ", Performer", "none": ", convolution only"}[shape.attention]
+    said = {
+        ", one and the same": config.shared_blocks,
+        f", {shape.left} frames of past at most": shape.left is not None,
+        ", every second frame goes on": shape.stride > 1,
+        ", second pass": shape.second_pass,
+    }
+    more = "".join(words for words, there in said.items() if there)
+    return f"{count} x d {config.dimension}{heads}, ff {shape.feed_forward}, kernel {shape.kernel}{kind}{more}"
 
 
 def fold_line(folded: FoldedModel, exact: Exactness, output: Path) -> str:

@@ -44,6 +44,7 @@ from edgefuse.train.loop import (
     EpochBatches,
     Speech,
     Trained,
+    heard_by,
     load_speech,
     require_free_run,
     run,
@@ -88,7 +89,7 @@ def fine_tune(
     folded = _read(start)
     rounding = rounding_of(folded, scheme, calibration, speech)
     stores, tokens = features or speech / "features", Tokens(folded.checkpoint.tokens)
-    corpus = _heard_by(folded.checkpoint, load_speech(speech, "train", stores))
+    corpus = heard_by(folded.checkpoint, load_speech(speech, "train", stores))
     corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, folded.checkpoint.config.reduction))
     dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
     output.mkdir(parents=True, exist_ok=True)
@@ -159,12 +160,6 @@ def _read(start: Path) -> FoldedModel:
         raise UsageError(f"{start} hears {checkpoint.config.mel_bins} mel bins; a corpus has {KALDI_80.mel_bins}.")
     folded, _ = fold_exactly(start, checkpoint)
     return folded
-
-
-def _heard_by(checkpoint: Checkpoint, spoken: Speech) -> Speech:
-    """Normalized as the model has learnt to hear."""
-    mean, istd = checkpoint.frontend_mean.float(), checkpoint.frontend_istd.float()
-    return replace(spoken, store=replace(spoken.store, mean=mean, istd=istd))
 
 
 def _tested(corpus: Path) -> TestSet:

@@ -22,11 +22,13 @@ import torch
 from lhotse import CutSet
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
 
 from edgefuse import checkpoint
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import MissingFile, OutputExists, UsageError
 from edgefuse.model import FULL, Context, Encoder, EncoderConfig
+from edgefuse.model.normalization import UnifiedNorm
 from edgefuse.model.reestimate import reestimate
 from edgefuse.train.batches import Batch, Batches, trainable
 from edgefuse.train.features import FeatureStore, open_or_compute, read_cuts
@@ -47,6 +49,7 @@ FOREIGN_WARNINGS = (
     ".*does not have many workers",  # one core has none to spare, and the features are in memory
     "The number of training batches",  # a small corpus logs nothing but its epochs
     ".*exists and is not empty",  # so does a training that is resumed
+    "Found .* in eval mode",  # a teacher is
     "You have overridden `transfer_batch_to_device`",  # in the module, as it should be
     ".*LeafSpec.* is deprecated",  # Lightning 2.6 calls what PyTorch 2.13 renames
 )
@@ -160,6 +163,9 @@ def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
             "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
         )
     encoder.load_state_dict(weights)
+    for norm in encoder.modules():
+        if isinstance(norm, UnifiedNorm):
+            norm.restart()
 
 
 def _trainer(output: Path, recipe: Recipe, precision: Precision, steps: int) -> L.Trainer:
@@ -194,9 +200,20 @@ def _quiet() -> Iterator[None]:
 def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
     """The average of the weights, its batch statistics measured on clean training speech, in evaluation mode."""
     encoder = training.averaged.cpu().requires_grad_(requires_grad=True)
-    clean = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=training.recipe.seed)
-    reestimate(encoder, ((b.features, b.lengths) for b in _first_seconds(clean, REESTIMATION_SECONDS)))
+    reestimate(encoder, clean_speech(corpus, tokens, training.recipe.seed))
     return encoder.eval()
+
+
+def clean_speech(corpus: Speech, tokens: Tokens, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Half an hour of training speech that nothing is done to: features and lengths, to measure on."""
+    batches = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=seed)
+    return ((b.features, b.lengths) for b in _first_seconds(batches, REESTIMATION_SECONDS))
+
+
+def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:
+    """Normalized as a checkpoint has learnt to hear."""
+    mean, istd = begin.frontend_mean.float(), begin.frontend_istd.float()
+    return replace(spoken, store=replace(spoken.store, mean=mean, istd=istd))
 
 
 def test(

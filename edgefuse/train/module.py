@@ -5,7 +5,8 @@ CTC, Sanabria and Metze 2018). It hears characters alone at first: with word pie
 steps where CTC begins, with the same few words for every utterance. The second head belongs to the training and is no part
 of the checkpoint.
 
-A `FineTuning` has a teacher instead, the same encoder as it was before it lost its bits (self-distillation, Hinton et al. 2015).
+A `Taught` training has a teacher instead, the same encoder as it was before it lost its bits or its LayerNorms (self-distillation,
+Hinton et al. 2015).
 """
 
 from __future__ import annotations
@@ -143,17 +144,13 @@ class Training(Steps):
         return loss
 
 
-class FineTuning(Steps):
-    """Training of a folded encoder for the bits that it will have."""
+class Taught(Steps):
+    """Training with a teacher beside the transcripts, or instead of them."""
 
-    def __init__(self, encoder: Encoder, rounding: Rounding, tokens: Tokens, recipe: Recipe, steps: int) -> None:
-        """The encoder as it is now becomes the teacher."""
+    def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """The teacher is copied, and stays as it is."""
         super().__init__(encoder, tokens, recipe, steps)
-        self.rounding, self.teacher = rounding, copy.deepcopy(encoder).requires_grad_(requires_grad=False)
-
-    def answer(self, encoder: Encoder, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
-        """With fewer bits."""
-        return self.rounding.answer(encoder, features, lengths, context)
+        self.teacher = copy.deepcopy(teacher).requires_grad_(requires_grad=False)
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
         """(1 - share) CTC per token + share KL(teacher || encoder) per frame."""
@@ -166,6 +163,19 @@ class FineTuning(Steps):
             taught, _ = self.teacher(batch.features, batch.lengths, context)
             loss = loss + share * divergence(taught, logits, lengths)
         return loss
+
+
+class FineTuning(Taught):
+    """Training of a folded encoder for the bits that it will have."""
+
+    def __init__(self, encoder: Encoder, rounding: Rounding, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """The encoder as it is now becomes the teacher."""
+        super().__init__(encoder, encoder, tokens, recipe, steps)
+        self.rounding = rounding
+
+    def answer(self, encoder: Encoder, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
+        """With fewer bits."""
+        return self.rounding.answer(encoder, features, lengths, context)
 
 
 def divergence(taught: Tensor, logits: Tensor, lengths: Tensor) -> Tensor:

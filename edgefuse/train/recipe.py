@@ -37,6 +37,7 @@ class Recipe:
     characters_first: float = 0.12  # of the steps: characters alone; see module.py
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
+    anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -82,4 +83,17 @@ FINE_TUNING = Recipe(
     characters_first=0.0,
     chunked_share=0.3,
     teacher_share=1.0,  # 4 bits, unseen, 200 steps of 28 s: 25.6 % before, 20.4 % with the teacher, 25.4 % with CTC alone [M]
+)
+CONVERSION = Recipe(
+    epochs=9,
+    epoch_batches=100,
+    peak_learning_rate=1e-3,
+    last_learning_rate=1e-5,
+    warm_up_share=0.05,
+    average_decay=0.99,
+    character_share=0.0,
+    characters_first=0.0,
+    chunked_share=0.3,
+    teacher_share=1.0,
+    anneal_share=0.4,
 )

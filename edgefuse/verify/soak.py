@@ -134,6 +134,8 @@ def _exactly(exact: Encoder, mode: Mode, speech: _Endless, start: int, frames: i
     """The model's answer to so many frames of the long utterance, from `start` on."""
     assert mode.streaming is not None, "only what streams is soaked"  # noqa: S101 - `soak` asked for it
     chunk, left = mode.streaming.chunk, mode.streaming.left
-    reach = exact.config.layers * (left + exact.config.kernel) + chunk
-    before = min(start, -(-reach // chunk) * chunk)
+    blocks = exact.config.blocks
+    reach = sum(left + -(-block.kernel // (block.frames // block.stride)) for block in blocks) + chunk
+    endless = any(block.attention == "performer" for block in blocks)  # a sum over all that was said
+    before = start if endless else min(start, -(-reach // chunk) * chunk)
     return logits_of(exact, speech.features(start - before, before + frames), context_of(mode))[before:]

@@ -1,0 +1,145 @@
+"""Conversion: a trained LayerNorm Conformer in, by a short training a checkpoint out whose norms fold.
+
+LayerNorm, Swish and GLU fade into RepBN and ReLU (see annealed.py) while the network is taught by what it was before. What is
+written is a plain encoder with the norm "rep": fold it as any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from edgefuse import checkpoint as checkpoints
+from edgefuse.decode.tokens import Tokens
+from edgefuse.errors import UsageError
+from edgefuse.frontend.log_mel import KALDI_80
+from edgefuse.model import Encoder
+from edgefuse.model.reestimate import reestimate
+from edgefuse.train.annealed import anneal, annealed, begin_close, settled
+from edgefuse.train.batches import Batch, trainable
+from edgefuse.train.loop import (
+    CONTEXTS,
+    DEV_UTTERANCES,
+    EpochBatches,
+    Precision,
+    Speech,
+    Trained,
+    clean_speech,
+    heard_by,
+    load_speech,
+    require_free_run,
+    run,
+    test,
+    write_metrics,
+)
+from edgefuse.train.module import Taught
+from edgefuse.train.recipe import ARCHITECTURE, Recipe
+from edgefuse.values import Checkpoint
+
+BEFORE = ", before"  # behind a test set: what the LayerNorm Conformer heard in it
+
+
+class Conversion(Taught):
+    """The steps of an annealed encoder; its teacher is the LayerNorm Conformer."""
+
+    def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """``steps`` is the length of the training; lambda is 0 after the recipe's share of it."""
+        super().__init__(encoder, teacher, tokens, recipe, steps)
+
+    def training_step(self, batch: Batch, number: int) -> torch.Tensor:
+        """The loss of a batch, at the lambda of this step."""
+        anneal(self.encoder, self.lambda_)
+        return super().training_step(batch, number)
+
+    def on_validation_epoch_start(self) -> None:
+        """Listen with the average at the same lambda."""
+        super().on_validation_epoch_start()
+        anneal(self.averaged, self.lambda_)
+
+    @property
+    def lambda_(self) -> float:
+        """From 1 to 0."""
+        return max(0.0, 1.0 - self.global_step / max(1.0, self.recipe.anneal_share * self.steps))
+
+
+def convert_norm(
+    start: Path,
+    speech: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    threads: int = 1,
+    precision: Precision = "bf16",
+    features: Path | None = None,
+) -> Trained:
+    """Convert the LayerNorm Conformer `start` on a corpus folder; its word errors before and after.
+
+    Raises:
+        UsageError: a checkpoint that is folded, or no LayerNorm Conformer.
+    """
+    torch.set_num_threads(threads)
+    require_free_run(output, resume=resume)
+    before = _read(start)
+    stores, tokens = features or speech / "features", Tokens(before.tokens)
+    corpus = heard_by(before, load_speech(speech, "train", stores))
+    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, before.config.reduction))
+    dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
+    output.mkdir(parents=True, exist_ok=True)
+    training = fit(before, corpus, dev, output, recipe, resume=resume, precision=precision)
+    encoder = settled(training.averaged.cpu()).requires_grad_(requires_grad=False)
+    reestimate(encoder, clean_speech(corpus, tokens, recipe.seed))
+    written = output / "checkpoint"
+    written.mkdir(exist_ok=True)
+    mean, istd = before.frontend_mean, before.frontend_istd
+    checkpoints.write(written, checkpoints.of_encoder(encoder, mean, istd, before.tokens))
+    heard = (speech, stores, corpus.store, tokens)
+    given = {f"{name}{BEFORE}": e for name, e in test(checkpoints.encoder_of(before), *heard, [""]).items()}
+    errors = given | test(encoder, *heard, CONTEXTS)
+    told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
+    write_metrics(output, {"from": before.digest, **told}, errors)
+    return Trained(written, errors)
+
+
+def fit(
+    before: Checkpoint,
+    corpus: Speech,
+    dev: Speech,
+    output: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    precision: Precision = "fp32",
+) -> Conversion:
+    """Run the epochs, from the start or from ``last.ckpt``; the same seed gives the same weights either way (on a CPU)."""
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    tokens = Tokens(before.tokens)
+    batches = EpochBatches(corpus, dev, tokens, recipe)
+    teacher = checkpoints.encoder_of(before)
+    encoder = annealed(teacher)
+    if not resume:  # what was found at the start is in last.ckpt
+        begin_close(encoder, clean_speech(corpus, tokens, recipe.seed))
+    training = Conversion(encoder.train(), teacher, tokens, recipe, batches.steps)
+    run(training, batches, output, resume=resume, precision=precision)
+    return training
+
+
+def _read(start: Path) -> Checkpoint:
+    checkpoint = checkpoints.read(start)
+    config = checkpoint.config
+    if config.folded:
+        raise UsageError(
+            f"{start} is folded: what its LayerNorms gave to their neighbours cannot be taken back.",
+            hint="Convert what it was folded from.",
+        )
+    if config.norm != "layer" or config.activation != "swish":
+        raise UsageError(
+            f"{start} is a {config.name} with {config.activation}, not a LayerNorm Conformer with Swish and GLU.",
+            hint=f"It needs no conversion if its norms fold: edgefuse inspect {start}",
+        )
+    if config.mel_bins != KALDI_80.mel_bins:
+        raise UsageError(f"{start} hears {config.mel_bins} mel bins; a corpus has {KALDI_80.mel_bins}.")
+    return checkpoint
