@@ -24,6 +24,7 @@ Input = Literal["features", "pcm"]  # what the entries of an artifact hear
 INPUTS: tuple[Input, ...] = ("features", "pcm")
 OFFLINE = "offline"  # the mode of the entries that take whole utterances
 SECOND_PASS = "second_pass"  # the mode of the entries that are the second pass of a cascade, over what a stream gave
+SECOND = "second_"  # with what the names of these entries begin
 ENCODED = "encoded"  # the tensor that goes from the first pass of a cascade to the second
 
 

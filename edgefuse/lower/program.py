@@ -14,7 +14,7 @@ from edgefuse.lower.graph import DeploymentGraph, SecondPassGraph, StreamingGrap
 from edgefuse.lower.held import HeldGraph
 from edgefuse.model import Encoder
 from edgefuse.model.config import FEATURE_HOP_MS, BlockShape, EncoderConfig
-from edgefuse.values import ENCODED, Checkpoint, Entry, FoldedModel, Input, Precision, Program, Streaming, TensorSpec
+from edgefuse.values import ENCODED, SECOND, Checkpoint, Entry, FoldedModel, Input, Precision, Program, Streaming, TensorSpec
 
 LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
 NEXT = "_next"  # behind the name of a cache: the output that holds it for the next chunk
@@ -125,7 +125,7 @@ def _second(encoder: Encoder, frames: int) -> Entry:
     frame_ms = encoder.config.frame_ms
     inputs = replace(_encoded(encoder, frames), frame_ms=frame_ms), _counted(f"valid encoder frames, one every {frame_ms} ms")
     graph = _frozen(SecondPassGraph(encoder, frames))
-    return Entry(f"second_{frames * frame_ms}ms", graph, inputs, (_logits(encoder, frames),))
+    return Entry(f"{SECOND}{frames * frame_ms}ms", graph, inputs, (_logits(encoder, frames),))
 
 
 def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +23,7 @@ import torch
 from lhotse import CutSet
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
 from torch import Tensor
 
 from edgefuse import checkpoint
@@ -45,6 +47,8 @@ FRAMES_PER_SECOND = 100
 REESTIMATION_SECONDS = 1800.0  # of clean training speech: 45,000 encoder frames for every mean and variance
 EVALUATION_BATCH_SECONDS = 120.0
 CONTEXTS = {"": FULL, **{f", {40 * chunk} ms": Context(chunk, 64) for chunk in (4, 8, 16, 32)}}  # chunks after 2.56 s of past
+AGAIN = ", second pass after 640 ms"  # behind a test set: what a cascade hears in it once its first pass has streamed
+ROWS = {**CONTEXTS, AGAIN: Context(16, 64)}
 FOREIGN_WARNINGS = (
     ".*does not have many workers",  # one core has none to spare, and the features are in memory
     "The number of training batches",  # a small corpus logs nothing but its epochs
@@ -116,6 +120,8 @@ def train(
     written.mkdir(exist_ok=True)
     checkpoint.write(written, checkpoint.of_encoder(encoder, corpus.store.mean, corpus.store.istd, tokens.symbols))
     errors = test(encoder, speech, stores, corpus.store, tokens, CONTEXTS)
+    if config.second_pass:
+        errors |= test(partial(answer_again, encoder), speech, stores, corpus.store, tokens, [AGAIN])
     write_metrics(output, recipe.to_json(), errors)
     return Trained(written, errors)
 
@@ -157,7 +163,7 @@ def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
     """Load a checkpoint's weights; the head stays fresh where the vocabularies differ in size."""
     weights = dict(begin.weights)
     if begin.config.vocabulary_size != encoder.config.vocabulary_size:
-        weights |= {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith("ctc.")}
+        weights |= {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(("ctc.", "second_ctc."))}
     if replace(begin.config, vocabulary_size=encoder.config.vocabulary_size, dropout=encoder.config.dropout) != encoder.config:
         raise UsageError(
             "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
@@ -219,13 +225,18 @@ def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:
 def test(
     answer: Answer, speech: Path, stores: Path, statistics: FeatureStore, tokens: Tokens, contexts: Iterable[str]
 ) -> dict[str, WordErrors]:
-    """Word errors on both test sets, of whole utterances and in chunks."""
+    """Word errors on both test sets, in the contexts of those rows: of whole utterances and in chunks."""
     errors: dict[str, WordErrors] = {}
     for name in TESTS:
         spoken = load_speech(speech, name, stores, statistics=statistics)
         batches = spoken.batches(tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
-        errors |= {f"{name}{told}": evaluate(answer, batches, tokens, CONTEXTS[told]) for told in contexts}
+        errors |= {f"{name}{told}": evaluate(answer, batches, tokens, ROWS[told]) for told in contexts}
     return errors
+
+
+def answer_again(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Logits of a cascade's second pass over what the first gives in that context, and lengths."""
+    return encoder.answers(features, lengths, context)[1], lengths // encoder.config.reduction
 
 
 def load_speech(

@@ -36,6 +36,7 @@ class Recipe:
     character_share: float = 0.3  # of the loss: CTC over characters, from a second head; see module.py
     characters_first: float = 0.12  # of the steps: characters alone; see module.py
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
+    second_pass_share: float = 0.5  # of the loss of a cascade over the vocabulary: what its second pass answers
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
     anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -46,6 +47,8 @@ class Recipe:
             raise UsageError(f"{self.epochs} epochs train nothing.", hint="Pass --epochs 1 or more.")
         if not 0 <= self.chunked_share <= 1:
             raise UsageError(f"{self.chunked_share} is no share of the steps.", hint="Pass --chunked-share 0 to 1.")
+        if not 0 <= self.second_pass_share <= 1:
+            raise UsageError(f"{self.second_pass_share} is no share of a loss.", hint="Set second_pass_share to 0 .. 1.")
         if self.batch_seconds <= 0:
             raise UsageError(f"A batch of {self.batch_seconds} s holds no utterance.")
 
