@@ -101,8 +101,8 @@ class Findings:
     """What was measured on one artifact in one mode; whether that is enough is the gate's to say.
 
     Attributes:
-        snr_db: the worst golden vector's, through every entry that holds it; padding is zeros. Of the first pass of a cascade it is
-            the worse of logits and of what the second pass hears.
+        snr_db: the worst golden vector's, through every entry that holds it; padding is zeros. What the first pass of a cascade
+            gives to the second counts as its logits do.
         padded_snr_db: the same, padding is loud noise.
         agreeing_frames: frames of the test set whose best token is the reference's.
         frames: all of them.

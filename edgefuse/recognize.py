@@ -99,7 +99,7 @@ def hear(speech: TestSet, frontend: Frontend) -> tuple[Heard, ...]:
 
 
 def taken(utterance: Heard | Golden, specs: Sequence[TensorSpec]) -> NDArray[np.float32]:
-    """What an entry hears of an utterance: its samples (N,), its features (T, mel_bins), or of a golden vector what is encoded."""
+    """What an entry hears of an utterance: its samples (N,), its features (T, mel_bins), or of a golden vector its `encoded`."""
     intake = intake_of(specs)
     if intake.hears_encoded:
         assert isinstance(utterance, Golden)  # noqa: S101 - of other speech a first pass gives it

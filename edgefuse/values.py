@@ -23,7 +23,7 @@ FLOAT: tuple[Precision, ...] = ("fp32", "fp16")  # the others are quantized, as 
 Input = Literal["features", "pcm"]  # what the entries of an artifact hear
 INPUTS: tuple[Input, ...] = ("features", "pcm")
 OFFLINE = "offline"  # the mode of the entries that take whole utterances
-SECOND_PASS = "second_pass"  # the mode of the entries that are the second pass of a cascade, over what a stream gave
+SECOND_PASS = "second_pass"  # noqa: S105 - the mode of the entries that are the second pass of a cascade, no password
 SECOND = "second_"  # with what the names of these entries begin
 ENCODED = "encoded"  # the tensor that goes from the first pass of a cascade to the second
 
@@ -248,8 +248,9 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """The entries of an artifact that must give the same answers: all that take whole utterances, one that streams, or all that
-    are the second pass of a cascade.
+    """The entries of an artifact that must give the same answers.
+
+    They are all that take whole utterances, one that streams, or all that are the second pass of a cascade.
 
     Attributes:
         name: "offline", the name of the streaming entry, or "second_pass".

@@ -24,7 +24,6 @@ from lhotse import CutSet
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
-from torch import Tensor
 
 from edgefuse import checkpoint
 from edgefuse.decode.tokens import Tokens

@@ -62,7 +62,7 @@ def recordings(speech):
 
 
 @pytest.fixture(scope="module")
-def exact(cascade):
+def exact():
     """The folded model in float64."""
     return encoder_of(fold(a_checkpoint(**CASCADE)).checkpoint, torch.float64)
 
