@@ -165,7 +165,6 @@ def test_both_passes_of_a_cascade_learn_the_second_over_what_the_first_gives(cor
     torch.testing.assert_close(loss, 0.75 * each[0] + 0.25 * each[1])
     training.training_step(batch, 0).backward()
     assert all(head.weight.grad.any() for head in (training.encoder.ctc, training.encoder.second_ctc))
-    assert not training._encoded
 
 
 def test_a_cascade_tells_what_its_second_pass_hears_after_chunks(
