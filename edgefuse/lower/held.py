@@ -31,7 +31,7 @@ class HeldGraph(nn.Module):
         """Answer, and renew the buffers."""
         going_on = torch.clamp(past, 0.0, 1.0)
         caches = [self._held(name) if _is_hidden(name) else self._held(name) * going_on for name in self.shapes]
-        given = self.step(features, length, past, *caches)
+        given: tuple[Tensor, ...] = self.step(features, length, past, *caches)
         answered = len(given) - len(caches)  # the logits, of a cascade what its second pass wants as well, and `past`
         for name, cache in zip(self.shapes, given[answered:], strict=True):
             self._hold(name, cache.reshape(1, -1))
