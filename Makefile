@@ -6,10 +6,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 MODELS := demo_app/shared/models
 BUNDLES := out/bundles
+CORPUS ?= out/corpus
 IN_PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 SHAPES := --target executorch --target tflite --seconds 5.12 --chunk-ms 640
 
-.PHONY: demo test slow lint bench field budget packages clean
+.PHONY: demo test slow lint bench study field budget packages clean
 
 demo: $(INSTALLED)  ## export the shipped model to all three targets, verify and time it
 	$(BIN)/edgefuse export $(MODELS)/fusionformer-tiny --all --baseline $(MODELS)/conformer-tiny --overwrite -o out/fusionformer-tiny
@@ -28,6 +29,12 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)  ## the latency ratios of the architecture in README.md
 	$(BIN)/edgefuse ablation --preset small --seconds 5.12 --chunk-ms 640 --target executorch --target tflite
 	$(BIN)/edgefuse ablation --preset base --precision int8 --seconds 5.12 --target executorch --target tflite
+
+study: $(INSTALLED)  ## train every idea of the papers on CORPUS and write STUDY.md; hours on a CPU, and goes on where it was interrupted
+	$(BIN)/edgefuse study --speech $(CORPUS) -o out/study
+	$(BIN)/edgefuse study --latency -o out/study
+	cp out/study/results.json edgefuse/study/results.json
+	cp out/study/STUDY.md STUDY.md
 
 field: $(BUNDLES)/.made  ## tests with emulators, boards and a browser; they need `make packages`, and say so where something is missing
 	EDGEFUSE_BUNDLES=$(BUNDLES) $(BIN)/python -m pytest -m field tests/field $(PYTEST_ARGS)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgefuse.values import Check, Input, Precision
 
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 130, 143, 141  # 128 + the signal's number, as a shell has them
+NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `edgefuse.model.config.Norm` has them
 REFERENCE = "reference"  # the target without a runtime: for tests, not one of --all
 MOST_CHARACTERS = 600  # of an error's sentence; a broken file can make it endless
 
@@ -84,6 +85,12 @@ def decoding_options(command: Command) -> Command:
     command = click.option("--hotwords", type=PATH, metavar="FILE", help=told)(command)
     told = "How many texts are kept in view; 1 is greedy search.  [default: 1, with --hotwords 8]"
     return click.option("--beam", type=int, metavar="N", help=told)(command)
+
+
+def architecture_option(command: Command) -> Command:
+    """`--architecture`, on every command that makes an encoder of a preset."""
+    told = "What the encoder has otherwise: a TOML file of config fields, for example subsampling = 8."
+    return click.option("--architecture", type=PATH, metavar="FILE", help=told)(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -659,17 +666,21 @@ def profile(bundle: Path, targets: tuple[str, ...], as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--preset", default="small", show_default=True, help="tiny, small or base.")
-@click.option(
-    "--norm", type=click.Choice(("batch", "layer")), default="batch", show_default=True, help="FusionFormer, or its twin."
-)
+@click.option("--preset", default="small", show_default=True, help="study, tiny, small or base.")
+@click.option("--norm", type=click.Choice(("batch", "layer")), help="FusionFormer, or its twin.  [default: batch]")
+@architecture_option
 @click.option("--seed", type=int, default=0, show_default=True)
 @output_options
-def new(preset: str, norm: Literal["batch", "layer"], seed: int, output: Path, overwrite: bool) -> None:
+def new(
+    preset: str, norm: Literal["batch", "layer"] | None, architecture: Path | None, seed: int, output: Path, overwrite: bool
+) -> None:
     """Write an untrained checkpoint: what it costs can be measured before it can do anything."""
+    from edgefuse.model.architecture import norm_of, read_architecture
     from edgefuse.new import new as run
 
-    checkpoint = run(preset, output, norm=norm, seed=seed, overwrite=overwrite)
+    changed = read_architecture(architecture, preset) if architecture else {}
+    kind = norm_of(changed, norm) or "batch"
+    checkpoint = run(preset, output, norm=kind, architecture=changed, seed=seed, overwrite=overwrite)
     click.echo(f"{output}: {checkpoint.config.name}, untrained, digest {checkpoint.digest[:16]}")
 
 
@@ -719,8 +730,10 @@ def ablation(
 @cli.command()
 @click.option("--speech", type=PATH, required=True, help="A corpus folder, as edgefuse_calibration.synthesize writes it.")
 @click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
-@click.option("--preset", help="tiny, small or base.  [default: tiny]")
-@click.option("--norm", type=click.Choice(("batch", "layer")), help="FusionFormer, or its twin.  [default: batch]")
+@click.option("--preset", help="study, tiny, small or base.  [default: tiny]")
+@click.option("--norm", type=click.Choice(NORMS), help="batch: a FusionFormer; layer: its twin.  [default: batch]")
+@architecture_option
+@click.option("--layers-sampled", "sampled_depth", is_flag=True, default=None, help="A step runs 1 to all layers, as it draws.")
 @click.option("--epochs", type=int, help="[default: the recipe's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True)
@@ -729,6 +742,9 @@ def ablation(
 @click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
 @click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with its weights; its vocabulary may be another.")
 @click.option("--precision", metavar="NAME|FILE", help="Fine-tune it, folded, for fewer bits; an epoch is 100 batches then.")
+@click.option(
+    "--convert-norm", is_flag=True, help="Convert it, a LayerNorm Conformer, to one whose norms fold; an epoch is 100 batches."
+)
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--resume", is_flag=True, help="Go on from the last whole epoch.")
 @json_option
@@ -738,17 +754,28 @@ def train(
     resume: bool,
     threads: int,
     start: Path | None,
+    architecture: Path | None,
     precision: str | None,
+    convert_norm: bool,
     calibration: Path | None,
     as_json: bool,
     **recipe: Any,  # noqa: ANN401 - the recipe's own fields
 ) -> None:
-    """Train an encoder with CTC, or fine-tune a folded one for fewer bits, and print its word error rates."""
+    """Train an encoder with CTC, fine-tune a folded one for fewer bits, or convert a Conformer; print its word error rates."""
     from edgefuse.report import rows, terminal
 
     told = {name: value for name, value in recipe.items() if value is not None}
+    if architecture is not None:
+        told |= _architecture(architecture, told)
+    if convert_norm:
+        _require_convertible(start, precision, told)
     scheme = _trained_for(precision, start, calibration, told)
-    if scheme and start:
+    if convert_norm and start:
+        from edgefuse.train.convert_norm import convert_norm as convert
+        from edgefuse.train.recipe import CONVERSION
+
+        trained = convert(start, speech, output, replace(CONVERSION, **told), resume=resume, threads=threads)
+    elif scheme and start:
         from edgefuse.train.finetune import fine_tune
         from edgefuse.train.recipe import FINE_TUNING
 
@@ -765,6 +792,75 @@ def train(
         terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
 
 
+@cli.command()
+@click.option("--speech", type=PATH, help="A corpus folder, as edgefuse_calibration.synthesize writes it.")
+@click.option("-o", "--output", type=PATH, required=True, help="The study's folder; what is finished in it is not done again.")
+@click.option("--row", "names", multiple=True, help="Only this one; may be given several times.")
+@click.option("--rows", "file", type=PATH, metavar="FILE", help="Other rows than the study's own: a TOML file.")
+@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="How many; the first is 1.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--latency", is_flag=True, help="Measure what all rows cost, untrained, in turns; nothing is trained.")
+@click.option("--rounds", type=click.IntRange(2), default=40, show_default=True, help="With --latency.")
+@click.option("--report-only", is_flag=True, help="Write STUDY.md from the results that are there.")
+@verbose_option
+def study(
+    speech: Path | None,
+    output: Path,
+    names: tuple[str, ...],
+    file: Path | None,
+    seeds: int,
+    threads: int,
+    latency: bool,
+    rounds: int,
+    report_only: bool,
+) -> None:
+    """Train every idea of the papers alike, measure what it is worth and what it costs, and write the table, STUDY.md."""
+    from edgefuse.report import terminal
+    from edgefuse.study.rows import ROWS, read_plan
+    from edgefuse.study.run import PAGE, cost_rows, report, train_rows
+
+    plan = read_plan(file or ROWS)
+    if report_only:
+        report(plan, output)
+    elif latency:
+        from edgefuse.bench.turns import Turns
+
+        cost_rows(plan, output, Turns(rounds=rounds, threads=threads), names=names, tell=terminal.step)
+    elif speech is None:
+        raise UsageError("Nothing says on which speech.", hint="Name a corpus with: --speech CORPUS; or add --latency")
+    else:
+        train_rows(plan, speech, output, names=names, seeds=range(1, seeds + 1), threads=threads, say=terminal.say)
+    click.echo(f"The table: {output / PAGE}")
+
+
+def _architecture(file: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the recipe that an architecture decides."""
+    from edgefuse.model.architecture import norm_of, read_architecture
+    from edgefuse.train.recipe import Recipe
+
+    changed = read_architecture(file, told.get("preset", Recipe.preset))
+    return {"norm": norm_of(changed, told.get("norm")) or Recipe.norm, "architecture": changed}
+
+
+def _require_convertible(start: Path | None, precision: str | None, told: Mapping[str, object]) -> None:
+    if start is None:
+        raise UsageError("A conversion needs a LayerNorm Conformer to begin with.", hint="Name it with: --from CHECKPOINT")
+    if precision is not None:
+        raise UsageError(
+            "A conversion and a fine-tuning for fewer bits are two steps.",
+            hint="Convert first, fold what comes out, and then: edgefuse train --from FOLDED --precision ...",
+        )
+    _require_own(told, "checkpoint")
+
+
+def _require_own(told: Mapping[str, object], whose: str) -> None:
+    """Refuse options that the checkpoint to begin with decides."""
+    for option in ("architecture", "sampled_depth", "preset", "norm", "vocabulary_size"):
+        if option in told:
+            name = {"sampled_depth": "layers-sampled"}.get(option, option.partition("_")[0])
+            raise UsageError(f"--{name} is the {whose}'s own.", hint=f"Leave --{name} away.")
+
+
 def _trained_for(
     precision: str | None, start: Path | None, calibration: Path | None, told: Mapping[str, object]
 ) -> Scheme | None:
@@ -778,10 +874,7 @@ def _trained_for(
         raise UsageError(f"{scheme} loses nothing that training could win back.", hint="Fine-tune for fewer bits, such as: int8")
     if start is None:
         raise UsageError("Fewer bits are learnt from a folded checkpoint.", hint="Name it with: --from FOLDED")
-    for option in ("preset", "norm", "vocabulary_size"):
-        if option in told:
-            name = option.partition("_")[0]
-            raise UsageError(f"--{name} is the folded checkpoint's own.", hint=f"Leave --{name} away.")
+    _require_own(told, "folded checkpoint")
     return scheme
 
 

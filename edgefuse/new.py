@@ -6,9 +6,9 @@ that comes with edgefuse: with others, values would grow from layer to layer unt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from edgefuse import store
 from edgefuse.frontend.audio import read_audio
 from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
-from edgefuse.model import Encoder, EncoderConfig, preset
+from edgefuse.model import Encoder, EncoderConfig
+from edgefuse.model.architecture import encoder_config
+from edgefuse.model.config import Norm
 from edgefuse.model.normalization import BatchNorm, LayerNorm, UnifiedNorm
 from edgefuse.model.reestimate import reestimate
 from edgefuse.speech import read_speech, shipped
@@ -34,18 +36,19 @@ def new(
     size: str,
     output: Path,
     *,
-    norm: Literal["batch", "layer"] = "batch",
+    norm: Norm = "batch",
+    architecture: Mapping[str, Any] | None = None,
     seed: int = 0,
     vocabulary: int = VOCABULARY,
     overwrite: bool = False,
 ) -> Checkpoint:
-    """Write an untrained checkpoint of a preset; the same seed gives the same weights.
+    """Write an untrained checkpoint of a preset, changed by an architecture; the same seed gives the same weights.
 
     Raises:
-        BadConfig: there is no such preset.
+        BadConfig: there is no such preset, or no such architecture.
         OutputExists: something is there already.
     """
-    whole = untrained(preset(size, norm=norm, vocabulary_size=vocabulary), seed, _some_speech())
+    whole = untrained(encoder_config(size, norm, vocabulary, architecture or {}), seed, _some_speech())
     store.write_checkpoint(output, whole, overwrite=overwrite)
     return whole
 

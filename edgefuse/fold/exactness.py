@@ -17,6 +17,7 @@ from edgefuse.model.normalization import EPSILON
 from edgefuse.model.streaming import every
 from edgefuse.values import Checkpoint, Fold, FoldedModel
 
+
 @dataclass(frozen=True)
 class _Site:
     """A layer that absorbed something.

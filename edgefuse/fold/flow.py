@@ -1,7 +1,7 @@
 """A traced model: which module feeds which, and where its channels are."""
 
 import operator
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +76,7 @@ class Flow:
             return None
         return source if axis == self.channels(source) else None
 
-    def used_twice(self, name: str, uses: Set[fx.Node]) -> str | None:
+    def used_twice(self, name: str, uses: set[fx.Node]) -> str | None:
         """Whether a layer also runs elsewhere than in those calls, or shares its weight with another layer."""
         weight = self.modules[name].weight
         others = [n for n, m in self.modules.items() if n != name and isinstance(m, LAYERS) and m.weight is weight]

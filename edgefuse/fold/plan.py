@@ -29,7 +29,7 @@ def plan(encoder: Encoder) -> tuple[Fold | Refusal, ...]:
     features = torch.zeros(1, frames, encoder.config.mel_bins, dtype=encoder.ctc.weight.dtype)
     norms = plan_norms(encoder, features, torch.tensor([frames]), FULL, method="answers")
     if encoder.config.folded:
-        return tuple(site for site in norms if isinstance(site, Refusal))
+        return tuple(stayed for site in norms if (stayed := _stayed(site)) is not None)
     return (*_all_or_none(norms, encoder), *_constants(encoder))
 
 
@@ -54,6 +54,13 @@ def plan_norms(model: nn.Module, *example: object, method: str = "forward") -> t
             streams[name] = stream
     decided = judged | judge_streams(streams, judged, flow)
     return tuple(site for name in norms for site in sites.get(name) or (decided[name],))
+
+
+def _stayed(site: Fold | Refusal) -> Refusal | None:
+    """What a site of a folded model is: a norm that is still there stays, whatever could be done with it now."""
+    if isinstance(site, Refusal) or site.rule == "affine before":
+        return site if isinstance(site, Refusal) else None
+    return Refusal(site.site, "it stood on the residual stream when the model was folded, and had to stay")
 
 
 def _layer_norm(name: str, calls: list[fx.Node], flow: Flow) -> Iterator[Fold | Refusal]:

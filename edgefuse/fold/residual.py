@@ -41,7 +41,9 @@ class Stream:
     @property
     def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Readers and writers as modules, each once."""
-        return tuple(dict.fromkeys(str(n.target) for n in self.readers)), tuple(dict.fromkeys(str(n.target) for n in self.writers))
+        return tuple(dict.fromkeys(str(n.target) for n in self.readers)), tuple(
+            dict.fromkeys(str(n.target) for n in self.writers)
+        )
 
     def is_residual(self, flow: Flow) -> bool:
         """Whether there is more behind the norm than linears."""
@@ -110,10 +112,9 @@ def _write(total: fx.Node, node: fx.Node, axis: int, stream: Stream, flow: Flow)
                 return told.format(total.name, "over another axis")
             stream.writers.append(source)
             return None
-        if flow.passes(source) and source.target is not operator.getitem:
-            source, axis = source.args[0], axis_before(source, axis)
-        else:
-            source = _factored(source)
+        moved = flow.passes(source) and source.target is not operator.getitem
+        axis, given = (axis_before(source, axis), source.args[0]) if moved else (axis, _factored(source))
+        source = given if isinstance(given, fx.Node) else None
     return told.format(total.name, "no layer's output")
 
 

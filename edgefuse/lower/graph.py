@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgefuse.fold.algebra import affine_of
 from edgefuse.model import Encoder
 from edgefuse.model.attention import Attention
 from edgefuse.model.config import BlockShape
 from edgefuse.model.fusionformer import Block, Convolution, FeedForward, Subsampling
 from edgefuse.model.layers import NormedConv2d, NormedLinear
-from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm
+from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm, UnifiedNorm
 from edgefuse.model.performer import OFFSET, Performer
 from edgefuse.model.streaming import FULL, Context, positions_within
 
@@ -113,8 +114,8 @@ class Hidden(nn.Module):
 class _Network(nn.Module):
     """The modules of both graphs: blocks that are one in the encoder are one here, and so is what hides keys alike."""
 
-    def __init__(self, encoder: Encoder, layers: Sequence[tuple[Block, BlockShape]], frames: int, context: Context) -> None:
-        super().__init__()
+    def _lay(self, encoder: Encoder, layers: Sequence[tuple[Block, BlockShape]], frames: int, context: Context) -> None:
+        """Make them, for so many encoder frames at once."""
         shapes = [shape for _, shape in layers]
         self.contexts = [context.within(shape.frames, shape.left) for shape in shapes]
         owns = [frames * shape.frames for shape in shapes]
@@ -151,8 +152,9 @@ class DeploymentGraph(_Network):
 
     def __init__(self, encoder: Encoder, frames: int) -> None:
         """Build it from an encoder for T encoder frames; weights are shared with the encoder, not copied."""
-        super().__init__(encoder, encoder.layers, frames, FULL)
+        super().__init__()
         self.subsampling = _Subsampling(encoder.subsampling)
+        self._lay(encoder, encoder.layers, frames, FULL)
         self.head = _second_head(encoder) if encoder.config.second_pass else _first_head(encoder)
 
     def forward(self, features: Tensor, length: Tensor) -> Tensor:
@@ -169,7 +171,8 @@ class SecondPassGraph(_Network):
 
     def __init__(self, encoder: Encoder, frames: int) -> None:
         """Build it from a cascade for T encoder frames; weights are shared with the encoder, not copied."""
-        super().__init__(encoder, encoder.second_pass, frames, FULL)
+        super().__init__()
+        self._lay(encoder, encoder.second_pass, frames, FULL)
         self.head = _second_head(encoder)
 
     def forward(self, encoded: Tensor, length: Tensor) -> Tensor:
@@ -193,9 +196,10 @@ class StreamingGraph(_Network):
 
     def __init__(self, encoder: Encoder, chunk: int, left: int) -> None:
         """Build it from an encoder for chunks after a past, both in encoder frames; weights are shared, not copied."""
-        super().__init__(encoder, encoder.first_pass, chunk, Context(chunk, left))
+        super().__init__()
         self.left = left
         self.subsampling = _Subsampling(encoder.subsampling)
+        self._lay(encoder, encoder.first_pass, chunk, Context(chunk, left))
         self.head = _first_head(encoder)
         self.is_first_pass = encoder.config.second_pass > 0
         self.register_buffer("step", torch.tensor([float(chunk)]))
@@ -472,12 +476,18 @@ class _Convolution(nn.Module):
 
 
 class _ChannelsLastBatchNorm(nn.Module):
-    """A batch norm that was not folded, over (1, T, C)."""
+    """A norm with running statistics that was not folded, over (1, T, C): all kinds are a batch norm in evaluation."""
 
-    def __init__(self, source: BatchNorm) -> None:
+    def __init__(self, source: BatchNorm | UnifiedNorm) -> None:
         super().__init__()
-        self.source = nn.BatchNorm1d(source.num_features, eps=source.eps)
-        self.source.load_state_dict(source.state_dict())
+        self.source = nn.BatchNorm1d(len(source.weight), eps=source.eps)
+        if type(source) is BatchNorm:
+            self.source.load_state_dict(source.state_dict())
+            return
+        scale, shift = affine_of(source.state_dict(), source.eps)
+        with torch.no_grad():  # the mean is 0 and the variance 1, as they are when it is made
+            self.source.weight.copy_(scale * (1.0 + source.eps) ** 0.5)
+            self.source.bias.copy_(shift)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.source(x.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
@@ -491,9 +501,9 @@ def _norm(source: nn.Module) -> nn.Module:
     """A norm of the model as a norm of the deployment graph."""
     if isinstance(source, NoNorm):
         return nn.Identity()
-    if isinstance(source, BatchNorm):
+    if isinstance(source, BatchNorm | UnifiedNorm):
         return _ChannelsLastBatchNorm(source)
-    assert isinstance(source, LayerNorm), "a norm is one of three"  # noqa: S101 - `edgefuse.model.layers` makes no other
+    assert isinstance(source, LayerNorm), "a norm has statistics of its own or of a frame"  # noqa: S101 - `edgefuse.model.layers` makes no other
     absorbed = bool((source.weight == 1).all() and (source.bias == 0).all())
     norm = _LayerNorm(source.normalized_shape, eps=source.eps, elementwise_affine=not absorbed)
     if not absorbed:

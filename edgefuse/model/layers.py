@@ -1,4 +1,4 @@
-"""The norms of an encoder, by their places, and the layers that a batch norm follows. Everything is channels last: (B, T, C) and (B, T, F, C)."""
+"""Norms by their places, and the layers that a batch norm follows. Everything is channels last: (B, T, C) and (B, T, F, C)."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from edgefuse.model.config import EncoderConfig, Norm
 from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm, RepBatchNorm, UnifiedNorm
-
 
 KINDS: Mapping[Norm, Callable[[int], nn.Module]] = MappingProxyType(
     {

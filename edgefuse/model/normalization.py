@@ -47,7 +47,7 @@ class StatisticsNorm(nn.Module):
         return not self.estimating and distributed.is_available() and distributed.is_initialized() and _processes() > 1
 
 
-class BatchNorm(StatisticsNorm, nn.BatchNorm1d):
+class BatchNorm(StatisticsNorm, nn.BatchNorm1d):  # type: ignore[misc]  # channels are last here, and there is a mask
     """y = gamma * (x - mu) / sqrt(var + eps) + beta, per channel.
 
     In training mu and var are over the valid frames of the batch (WeNet's padding would otherwise enter them); in evaluation
@@ -72,7 +72,7 @@ class BatchNorm(StatisticsNorm, nn.BatchNorm1d):
         assert self.running_mean is not None and self.running_var is not None, "as above"  # noqa: S101, PT018
         wide = rows.to(self.running_mean.dtype) - self.running_mean
         count = wide.new_full((1,), len(wide))
-        sums: Tensor = AllReduce.apply(torch.cat((wide.sum(0), wide.square().sum(0), count)))
+        sums: Tensor = AllReduce.apply(torch.cat((wide.sum(0), wide.square().sum(0), count)))  # type: ignore[no-untyped-call]
         first, second = (sums[:-1] / sums[-1]).chunk(2)
         var = (second - first.square()).clamp_min(0.0)
         with torch.no_grad():
@@ -212,14 +212,14 @@ class AllReduce(torch.autograd.Function):
     """The sum over all processes; so is its gradient, that of the sum of their losses."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004 - autograd's form
+    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004 - autograd's form
         """The sum."""
         total = x.clone()
         distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004 - as above
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # noqa: ARG004 - as above
         """The sum of what each process has to say."""
         total = gradient.contiguous().clone()
         distributed.all_reduce(total)

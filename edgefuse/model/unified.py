@@ -44,12 +44,12 @@ class Step(NamedTuple):
 
 def unified_norm(rows: Tensor, norm: "UnifiedNorm", step: Step) -> Tensor:
     """(N, C) valid frames, normalized; the backward pass moves the gradient statistics of `norm`."""
-    return cast("Tensor", _UnifiedNorm.apply(rows, norm.weight, norm.bias, norm, step))
+    return cast("Tensor", _UnifiedNorm.apply(rows, norm.weight, norm.bias, norm, step))  # type: ignore[no-untyped-call]
 
 
 class _UnifiedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, norm: "UnifiedNorm", step: Step) -> Tensor:  # type: ignore[override]  # noqa: ANN401, E501 - autograd's form
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, norm: "UnifiedNorm", step: Step) -> Tensor:  # noqa: ANN401 - autograd's form
         scale = torch.rsqrt(step.var + norm.eps)
         z = rows.to(scale.dtype) * scale
         ctx.norm, ctx.step = norm, step
@@ -57,8 +57,8 @@ class _UnifiedNorm(torch.autograd.Function):
         return (z * weight + bias).to(rows.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]  # noqa: ANN401
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # noqa: ANN401
         z, weight, scale = ctx.saved_tensors
         step: Step = ctx.step
         wide = gradient.to(z.dtype)

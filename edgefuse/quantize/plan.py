@@ -50,7 +50,8 @@ def require_one_pass(config: EncoderConfig) -> None:
     """Raise `UsageError` for a cascade: the layers of its two passes go by the same paths in its graphs."""
     if config.second_pass:
         raise UsageError(
-            "A cascade is not quantized: a scheme lies on one network, and a cascade is two.", hint="Export the cascade with --precision fp32 or fp16."
+            "A cascade is not quantized: a scheme lies on one network, and a cascade is two.",
+            hint="Export the cascade with --precision fp32 or fp16.",
         )
 
 

@@ -230,11 +230,14 @@ def _or_dash(number: float | None, form: str) -> str:
 def plan_rows(plan: Sequence[Fold | Refusal]) -> list[tuple[str, ...]]:
     """One row per site, in the order of `PLAN`."""
     return [
-        (site.site, "folds", f"{', '.join(site.into)} ({site.rule})")
-        if isinstance(site, Fold)
-        else (site.site, "STAYS", site.reason)
+        (site.site, "folds", f"{_few(site.into)} ({site.rule})") if isinstance(site, Fold) else (site.site, "STAYS", site.reason)
         for site in plan
     ]
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    """A basis of the residual stream names all that reads and writes it."""
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
 
 
 def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
@@ -243,7 +246,7 @@ def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
     return [
         ("subsampling", f"by {config.subsampling}, {config.subsampling_channels} channels; a frame of {config.frame_ms} ms"),
         *_block_rows(config),
-        ("norm", f"{config.norm}{', folded' if config.folded else ''}"),
+        ("norm", f"{config.norm}{', folded' if config.folded else ''}{_but_kept(config)}"),
         ("activation", config.activation),
         ("positions", config.positions),
         ("vocabulary", f"{config.vocabulary_size} tokens"),
@@ -253,6 +256,10 @@ def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
         ("plan", f"{found.folds} sites fold, {found.refusals} stay"),
         ("digest", found.checkpoint.digest[:16]),
     ]
+
+
+def _but_kept(config: EncoderConfig) -> str:
+    return " but for the residual stream" if config.residual_norms_kept else ""
 
 
 def _block_rows(config: EncoderConfig) -> list[tuple[str, str]]:

@@ -4,14 +4,16 @@ With lambda going from 1 to 0 while the network is trained (SLAB trains so [R co
 
     norm        lambda LN(x) + (1 - lambda) RepBN(x)
     activation  lambda swish(x) + (1 - lambda) (c relu(x) + e)
-    gate        lambda a sigmoid(b) + (1 - lambda) c relu(a)
+    gate        lambda GLU(z) + (1 - lambda) (relu(M z + n) - lambda m)
 
-RepBN begins as the regression of LN(x) on x over speech, with alpha = 0; so do c and e as that of Swish on ReLU, and c as that of
-GLU. In the end c and e go into the linears beside them; there is no e behind a gate, where zeros are padded.
+All starts are fitted to speech, each to what its module gives in the Conformer (closeness.py): RepBN as the regression of LN(x)
+on x, with alpha = 0; c and e as that of Swish on ReLU; M, n and m by a few hundred steps down the squared error. A ReLU has no
+negative values and a GLU has: they are m apart, which the norm behind the depthwise convolution takes away. In the end c and e go
+into the linear behind, M and n into the one before.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -23,9 +25,6 @@ from torch import Tensor, nn
 from edgefuse.model import Encoder, EncoderConfig
 from edgefuse.model.fusionformer import Convolution, FeedForward
 from edgefuse.model.normalization import BatchNorm, LayerNorm, RepBatchNorm
-
-GAINS = (0.05, 2.0)  # within which c stays: a channel that almost never opens would say anything
-FLAT = 1e-8  # variance of a channel that says nothing
 
 
 class Annealed(nn.Module):
@@ -54,51 +53,42 @@ class AnnealedNorm(Annealed):
         return self.mixed(self.layer(x, valid), after) if self.share else after
 
 
+class AnnealedGate(Annealed):
+    """From GLU to a ReLU; `mix` is M and n, `offset` m."""
+
+    offset: Tensor
+
+    def __init__(self, channels: int) -> None:
+        """relu(a), of the halves a and b that a GLU has."""
+        super().__init__()
+        self.mix = nn.Linear(2 * channels, channels)
+        self.register_buffer("offset", torch.zeros(channels))
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.eye(channels, 2 * channels))
+            self.mix.bias.zero_()
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, T, 2 C) to (B, T, C)."""
+        after = F.relu(self.mix(z))
+        return self.mixed(F.glu(z, dim=-1), after - self.share * self.offset) if self.share else after
+
+
 class AnnealedActivation(Annealed):
-    """From Swish or GLU to a ReLU; `gain` is c, `offset` e."""
+    """From Swish to a ReLU; `gain` is c, `offset` e."""
 
     gain: Tensor
     offset: Tensor
 
-    def __init__(self, smooth: nn.Module, channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         """ReLU as it is: c = 1, e = 0."""
         super().__init__()
-        self.smooth = smooth
         self.register_buffer("gain", torch.ones(channels))
         self.register_buffer("offset", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C), or (B, T, 2 C) to (B, T, C) for a gate."""
-        after = self.sharp(x) * self.gain + self.offset
-        return self.mixed(self.smooth(x), after) if self.share else after
-
-    def sharp(self, x: Tensor) -> Tensor:
-        """relu(x), or relu(a)."""
-        return F.relu(x[..., : len(self.gain)])
-
-
-class _Regression:
-    """Of y on x, per channel, over valid frames: y ~ slope x + offset, or without an offset."""
-
-    def __init__(self) -> None:
-        self.count, self.sums = 0, torch.zeros(())
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """(N, C) both."""
-        x, y = x.double(), y.double()
-        self.count += len(x)
-        self.sums = self.sums + torch.stack([each.sum(0) for each in (x, y, x * x, x * y)])
-
-    @property
-    def means(self) -> Tensor:
-        """Of x, y, x^2 and x y: (4, C)."""
-        return self.sums / max(1, self.count)
-
-    def line(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean of x, mean of y, variance of x, slope."""
-        x, y, xx, xy = self.means
-        var = (xx - x * x).clamp_min(FLAT)
-        return x, y, var, (xy - x * y) / var
+        """(B, T, C)."""
+        after = F.relu(x) * self.gain + self.offset
+        return self.mixed(F.silu(x), after) if self.share else after
 
 
 def annealed(encoder: Encoder) -> Encoder:
@@ -108,7 +98,7 @@ def annealed(encoder: Encoder) -> Encoder:
         for name, child in [*parent.named_children()]:
             if (mixture := _mixture(parent, child)) is not None:
                 setattr(parent, name, mixture)
-    return encoder
+    return encoder.to(encoder.ctc.weight.dtype)
 
 
 def _mixture(parent: nn.Module, child: nn.Module) -> nn.Module | None:
@@ -119,9 +109,11 @@ def _mixture(parent: nn.Module, child: nn.Module) -> nn.Module | None:
         nn.init.zeros_(rep.alpha)
         rep.load_state_dict(child.state_dict(), strict=False)  # all but alpha
         return rep
-    if isinstance(child, nn.SiLU | nn.GLU):
+    if isinstance(child, nn.SiLU):
         following = parent.w2 if isinstance(parent, FeedForward) else cast("Convolution", parent).pointwise2
-        return AnnealedActivation(child, cast("nn.Linear", following.linear).in_features)
+        return AnnealedActivation(following.linear.in_features)
+    if isinstance(child, nn.GLU):
+        return AnnealedGate(cast("Convolution", parent).depthwise.conv.in_channels)
     return None
 
 
@@ -130,45 +122,6 @@ def anneal(encoder: Encoder, share: float) -> None:
     for module in encoder.modules():
         if isinstance(module, Annealed):
             module.share = share
-
-
-@torch.no_grad()
-def begin_close(encoder: Encoder, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Fit what each mixture will be to what it was, over speech: (features (B, T, mels), lengths (B,)), in place."""
-    seen = {module: _Regression() for module in encoder.modules() if isinstance(module, Annealed)}
-    now: list[Tensor] = []  # the mask of the frames that run through the encoder
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(module, AnnealedNorm):
-            now[:] = [inputs[1]]
-            seen[module].add(inputs[0][now[0]], output[now[0]])
-        elif isinstance(module, AnnealedActivation):
-            seen[module].add(module.sharp(inputs[0])[now[0]], output[now[0]])
-
-    handles = [module.register_forward_hook(watch) for module in seen]
-    anneal(encoder.eval(), 1.0)
-    for features, lengths in batches:
-        encoder(features, lengths)
-    for handle in handles:
-        handle.remove()
-    for module, regression in seen.items():
-        _fit(module, regression)
-
-
-def _fit(module: Annealed, regression: _Regression) -> None:
-    x, y, var, slope = regression.line()
-    if isinstance(module, AnnealedNorm):
-        rep = module.rep
-        rep.weight.copy_(slope * (var + rep.eps).sqrt())
-        rep.bias.copy_(y)
-        cast("Tensor", rep.running_mean).copy_(x)
-        cast("Tensor", rep.running_var).copy_(var)
-    if isinstance(module, AnnealedActivation):
-        gated = isinstance(module.smooth, nn.GLU)
-        _, _, xx, xy = regression.means
-        gain = (xy / xx.clamp_min(FLAT) if gated else slope).clamp(*GAINS)
-        module.gain.copy_(gain)
-        module.offset.copy_(torch.zeros_like(y) if gated else y - gain * x)
 
 
 def converted_config(config: EncoderConfig) -> EncoderConfig:
@@ -183,7 +136,7 @@ def settled(encoder: Encoder) -> Encoder:
     for parent in encoder.modules():
         for absorb in _absorbing(parent):
             absorb()
-    plain = Encoder(converted_config(encoder.config))
+    plain = Encoder(converted_config(encoder.config)).to(encoder.ctc.weight.dtype)
     wanted = plain.state_dict()
     weights = {name.replace(".rep.", ".").removeprefix("rep."): tensor for name, tensor in encoder.state_dict().items()}
     plain.load_state_dict({name: weights[name][: len(like)] if like.ndim else weights[name] for name, like in wanted.items()})
@@ -191,12 +144,12 @@ def settled(encoder: Encoder) -> Encoder:
 
 
 def _absorbing(parent: nn.Module) -> Iterator[partial[None]]:
-    """c and e of a module's activations into the linears beside them."""
+    """What a module's activations end with, into the linears beside them."""
     if isinstance(parent, FeedForward):
-        yield partial(_behind, cast("nn.Linear", parent.w2.linear), cast("AnnealedActivation", parent.activation))
+        yield partial(_behind, parent.w2.linear, cast("AnnealedActivation", parent.activation))
     if isinstance(parent, Convolution):
-        yield partial(_before, cast("nn.Linear", parent.pointwise1.linear), cast("AnnealedActivation", parent.gate))
-        yield partial(_behind, cast("nn.Linear", parent.pointwise2.linear), cast("AnnealedActivation", parent.activation))
+        yield partial(_before, parent.pointwise1.linear, cast("AnnealedGate", parent.gate))
+        yield partial(_behind, parent.pointwise2.linear, cast("AnnealedActivation", parent.activation))
 
 
 def _behind(linear: nn.Linear, activation: AnnealedActivation) -> None:
@@ -205,8 +158,8 @@ def _behind(linear: nn.Linear, activation: AnnealedActivation) -> None:
     linear.weight.mul_(activation.gain)
 
 
-def _before(linear: nn.Linear, gate: AnnealedActivation) -> None:
-    """W' = diag(c) W, b' = c b, of the rows of a; c > 0 goes through a ReLU."""
-    rows = len(gate.gain)
-    linear.weight[:rows].mul_(gate.gain[:, None])
-    linear.bias[:rows].mul_(gate.gain)
+def _before(linear: nn.Linear, gate: AnnealedGate) -> None:
+    """W' = M W, b' = M b + n: in the first rows; there are half as many."""
+    weight, bias = gate.mix.weight @ linear.weight, gate.mix(linear.bias)
+    linear.weight[: len(weight)] = weight
+    linear.bias[: len(bias)] = bias

@@ -7,19 +7,23 @@ written is a plain encoder with the norm "rep": fold it as any other.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
+from torch import Tensor, nn
 
 from edgefuse import checkpoint as checkpoints
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import UsageError
 from edgefuse.frontend.log_mel import KALDI_80
-from edgefuse.model import Encoder
+from edgefuse.model import Context, Encoder
 from edgefuse.model.reestimate import reestimate
-from edgefuse.train.annealed import anneal, annealed, begin_close, settled
+from edgefuse.model.streaming import valid_frames
+from edgefuse.train.annealed import anneal, annealed, settled
 from edgefuse.train.batches import Batch, trainable
+from edgefuse.train.closeness import begin_close
 from edgefuse.train.loop import (
     CONTEXTS,
     DEV_UTTERANCES,
@@ -39,6 +43,7 @@ from edgefuse.train.module import Taught
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
 from edgefuse.values import Checkpoint
 
+START_SECONDS = 300.0  # of speech that the start is fitted to: 7500 encoder frames
 BEFORE = ", before"  # behind a test set: what the LayerNorm Conformer heard in it
 
 
@@ -48,8 +53,30 @@ class Conversion(Taught):
     def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
         """``steps`` is the length of the training; lambda is 0 after the recipe's share of it."""
         super().__init__(encoder, teacher, tokens, recipe, steps)
+        self._learnt: list[Tensor] = []  # behind each block, of the batch at hand
+        self._taught: list[Tensor] = []
+        for each, kept in ((self.encoder, self._learnt), (self.teacher, self._taught)):
+            for block in each.blocks:
+                block.register_forward_hook(partial(_keep, kept))
 
-    def training_step(self, batch: Batch, number: int) -> torch.Tensor:
+    def loss(self, batch: Batch, context: Context) -> Tensor:
+        """That of the answers, and how far the residual stream is from the teacher's behind each block, averaged over them.
+
+        Of one block: sum of (learnt - taught)^2 / sum of taught^2, over valid frames.
+        """
+        answers = super().loss(batch, context)
+        if not self._taught:  # without a share the teacher was not asked
+            self.teacher(batch.features, batch.lengths, context)
+        lengths = batch.lengths // self.encoder.config.reduction
+        distances = [
+            _distance(learnt, taught, lengths * (shape.frames // shape.stride))
+            for (_, shape), learnt, taught in zip(self.encoder.layers, self._learnt, self._taught, strict=True)
+        ]
+        self._learnt.clear()
+        self._taught.clear()
+        return answers + self.recipe.stream_share * torch.stack(distances).mean()
+
+    def training_step(self, batch: Batch, number: int) -> Tensor:
         """The loss of a batch, at the lambda of this step."""
         anneal(self.encoder, self.lambda_)
         return super().training_step(batch, number)
@@ -63,6 +90,19 @@ class Conversion(Taught):
     def lambda_(self) -> float:
         """From 1 to 0."""
         return max(0.0, 1.0 - self.global_step / max(1.0, self.recipe.anneal_share * self.steps))
+
+
+def _keep(kept: list[Tensor], _: nn.Module, __: object, output: Tensor) -> None:
+    """Only in training: a validation needs none."""
+    if torch.is_grad_enabled():
+        kept.append(output)
+
+
+def _distance(learnt: Tensor, taught: Tensor, lengths: Tensor) -> Tensor:
+    """Relative, squared: both (B, T, d)."""
+    valid = valid_frames(lengths, learnt.shape[1])
+    learnt, taught = learnt[valid].float(), taught[valid].float()
+    return (learnt - taught).square().sum() / taught.square().sum()
 
 
 def convert_norm(
@@ -121,7 +161,7 @@ def fit(
     teacher = checkpoints.encoder_of(before)
     encoder = annealed(teacher)
     if not resume:  # what was found at the start is in last.ckpt
-        begin_close(encoder, clean_speech(corpus, tokens, recipe.seed))
+        begin_close(encoder, clean_speech(corpus, tokens, recipe.seed, START_SECONDS))
     training = Conversion(encoder.train(), teacher, tokens, recipe, batches.steps)
     run(training, batches, output, resume=resume, precision=precision)
     return training

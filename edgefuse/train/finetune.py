@@ -53,7 +53,7 @@ from edgefuse.train.loop import (
 )
 from edgefuse.train.module import FineTuning
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
-from edgefuse.values import Checkpoint, FoldedModel
+from edgefuse.values import FoldedModel
 
 SCHEME = "scheme.toml"
 CHUNKS = Chunks(640, 2560)  # whose ranges all chunks have

@@ -146,6 +146,10 @@ def fit(
     encoder = Encoder(config)
     if begin is not None:
         _begin_with(encoder, begin)
+    for norm in encoder.modules():
+        if isinstance(norm, UnifiedNorm):
+            norm.warm_up, norm.outlier_filtration = recipe.unified_warm_up, recipe.outlier_filtration
+            norm.restart()
     training = Training(encoder, tokens, recipe, batches.steps)
     run(training, batches, output, resume=resume, precision=precision)
     return training
@@ -168,9 +172,6 @@ def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
             "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
         )
     encoder.load_state_dict(weights)
-    for norm in encoder.modules():
-        if isinstance(norm, UnifiedNorm):
-            norm.restart()
 
 
 def _trainer(output: Path, recipe: Recipe, precision: Precision, steps: int) -> L.Trainer:
@@ -209,10 +210,12 @@ def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
     return encoder.eval()
 
 
-def clean_speech(corpus: Speech, tokens: Tokens, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Half an hour of training speech that nothing is done to: features and lengths, to measure on."""
+def clean_speech(
+    corpus: Speech, tokens: Tokens, seed: int, seconds: float = REESTIMATION_SECONDS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training speech that nothing is done to: features and lengths, to measure on."""
     batches = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=seed)
-    return ((b.features, b.lengths) for b in _first_seconds(batches, REESTIMATION_SECONDS))
+    return ((b.features, b.lengths) for b in _first_seconds(batches, seconds))
 
 
 def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:

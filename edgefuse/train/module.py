@@ -5,8 +5,8 @@ CTC, Sanabria and Metze 2018). It hears characters alone at first: with word pie
 steps where CTC begins, with the same few words for every utterance. The second head belongs to the training and is no part
 of the checkpoint.
 
-A `Taught` training has a teacher instead, the same encoder as it was before it lost its bits or its LayerNorms (self-distillation,
-Hinton et al. 2015).
+A `Taught` training has a teacher instead, the same encoder as it was before it lost its bits or its LayerNorms
+(self-distillation, Hinton et al. 2015).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.optim.swa_utils import AveragedModel
 from edgefuse.decode.greedy import greedy_text
 from edgefuse.decode.tokens import BLANK_ID, Tokens, character_tokens
 from edgefuse.errors import TrainingDiverged
-from edgefuse.model import FULL, Context, Encoder
+from edgefuse.model import FULL, SUBSAMPLING, Context, Encoder
 from edgefuse.model.streaming import valid_frames
 from edgefuse.quantize.encoder import Rounding
 from edgefuse.train.batches import Batch
@@ -129,17 +129,18 @@ class Training(Steps):
         """``steps`` is the length of the learning rate schedule."""
         super().__init__(encoder, tokens, recipe, steps)
         self._encoded: list[Tensor] = []
-        self.characters = nn.Linear(encoder.config.dimension, len(character_tokens()))
+        self.spelled = -(-encoder.config.reduction // SUBSAMPLING)  # characters per frame: speech has more than one in 80 ms
+        self.characters = nn.Linear(encoder.config.dimension, self.spelled * len(character_tokens()))
         encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
         """(1 - share) CTC(vocabulary) + share CTC(characters), per token.
 
-        CTC(vocabulary) of a cascade is (1 - w) CTC(first pass) + w CTC(second pass), the second pass over what the first gives in
+        CTC(vocabulary) of a cascade is (1 - w) CTC(first pass) + w CTC(second pass) [I], the second over what the first gives in
         the context of the step, w the recipe's `second_pass_share`; the characters are read from the first pass.
         """
-        heads = self.encoder.answers(batch.features, batch.lengths, context)
-        lengths, again = batch.lengths // self.encoder.config.reduction, self.recipe.second_pass_share
+        heads, lengths = self._heads(batch, context)
+        again = self.recipe.second_pass_share
         shares = (1 - again, again) if self.encoder.config.second_pass else (1.0,)
         share, encoded = self.recipe.character_share_at(self.global_step, self.steps), self._encoded.pop()
         loss = torch.zeros(())
@@ -147,8 +148,17 @@ class Training(Steps):
             losses = [ctc_loss(logits, lengths, batch.targets, batch.target_lengths) for logits in heads]
             loss = (1 - share) * torch.stack([part * each for part, each in zip(shares, losses, strict=True)]).sum()
         if share > 0:
-            loss = loss + share * ctc_loss(self.characters(encoded), lengths, batch.characters, batch.character_lengths)
+            spelling: Tensor = self.characters(encoded).unflatten(-1, (self.spelled, -1)).flatten(1, 2)
+            loss = loss + share * ctc_loss(spelling, lengths * self.spelled, batch.characters, batch.character_lengths)
         return loss
+
+    def _heads(self, batch: Batch, context: Context) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The logits of every head, and their lengths."""
+        if self.encoder.config.second_pass:
+            return self.encoder.answers(batch.features, batch.lengths, context), batch.lengths // self.encoder.config.reduction
+        depth = draw_depth(self.recipe, self.encoder.config.layers, self.global_step)
+        logits, lengths = self.encoder(batch.features, batch.lengths, context, depth)
+        return (logits,), lengths
 
 
 class Taught(Steps):
@@ -204,6 +214,14 @@ def draw_context(recipe: Recipe, step: int) -> Context:
         return FULL
     chunk, left = (int(torch.randint(fewest, most + 1, (), generator=draw)) for fewest, most in (CHUNK_FRAMES, LEFT_FRAMES))
     return Context(chunk, left)
+
+
+def draw_depth(recipe: Recipe, layers: int, step: int) -> int | None:
+    """N ~ Uniform{1..layers}, so many layers are run in a step (Layer Consistency, arXiv 2105.00812 [R abstract]); None: all."""
+    if not recipe.sampled_depth:
+        return None
+    draw = Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    return int(torch.randint(1, layers + 1, (), generator=draw))
 
 
 @torch.no_grad()

@@ -335,7 +335,7 @@ def test_what_cannot_be_fine_tuned_is_refused_word_for_word(wrong, here, capsys)
 
 
 def test_a_batch_norm_that_did_not_fold_is_no_start(corpus, tmp_path):
-    checkpoint = a_checkpoint("batch", norm_residual="block")
+    checkpoint = a_checkpoint("batch", norm_residual="block", shared_blocks=True)
     folded = fold(checkpoint)
     store.write_folded(tmp_path / "folded", folded, exactness(checkpoint, folded, *probe(80)))
     with pytest.raises(UsageError, match="keeps a batch norm"):

@@ -153,15 +153,6 @@ def test_the_plan_names_every_norm_of_the_model(fusionformer):
     assert norms <= {site.site for site in plan(encoder)}
 
 
-def test_a_norm_on_the_residual_stream_is_refused_and_stays(padded_batch):
-    checkpoint = a_checkpoint(norm_residual="block")
-    folded = fold(checkpoint)
-    refused = {site.site: site.reason for site in folded.plan if isinstance(site, Refusal)}
-    assert list(refused) == ["blocks.0.norm_final", "blocks.1.norm_final"]
-    assert "residual stream" in refused["blocks.0.norm_final"]
-    assert exactness(checkpoint, folded, *padded_batch).end_to_end <= BOUND
-
-
 class BeforePaddedConvolution(nn.Module):
     def __init__(self, inside: bool) -> None:
         super().__init__()

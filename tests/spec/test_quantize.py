@@ -17,6 +17,7 @@ from edgefuse.lower import Chunks, lower
 from edgefuse.lower.graph import Point
 from edgefuse.lower.sites import points_of, positions_of, sites_of, source_of
 from edgefuse.model import FULL, Context
+from edgefuse.model.config import Stage
 from edgefuse.pipeline import Order, export
 from edgefuse.quantize.calibrate import calibrate, kind_of, read_ranges, write_ranges
 from edgefuse.quantize.compensate import compensated
@@ -252,7 +253,20 @@ def test_a_unit_on_one_side_only_is_another_model(folded, speech):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"norm": "layer"}, {"positions": "none"}, {"norm_positions": True}, {"norm_residual": "block"}, {"conv_expansion": 2}],
+    [
+        *(
+            {},
+            {"norm": "layer"},
+            {"norm": "rep", "norm_residual": "block"},
+            {"positions": "none"},
+            {"norm_positions": True},
+            {"norm_residual": "block"},
+            {"norm_residual": "block", "shared_blocks": True},
+            {"conv_expansion": 2},
+        ),
+        *({"subsampling": 8}, {"shared_blocks": True}, {"stages": (Stage(1, "none"), Stage(1, "performer"))}),
+        {"stages": (Stage(1, heads=1, attention_dimension=8), Stage(1, stride=2))},
+    ],
     ids=str,
 )
 def test_units_are_free_in_every_architecture_or_refused_with_a_reason(changes, padded_batch):
@@ -264,7 +278,8 @@ def test_units_are_free_in_every_architecture_or_refused_with_a_reason(changes, 
     )
     assert deviation(wanted, given) < 1e-10
     refused = {each.site for each in seams(model.checkpoint.config) if not isinstance(each, Seam)}
-    assert ("residual" in refused) == (changes.get("norm") == "layer" or changes.get("norm_residual") == "block")
+    kept = changes.get("norm_residual") == "block" and "shared_blocks" in changes
+    assert ("residual" in refused) == (changes.get("norm") == "layer" or kept)
     assert ("blocks.0.macaron" in refused) == (changes.get("norm") == "layer")
     assert len(found) > 2
 

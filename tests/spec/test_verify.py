@@ -289,7 +289,7 @@ def test_a_frame_that_is_not_a_number_agrees_with_nothing():
 
 
 SPECS = {
-    name: (TensorSpec("features", (1, 4 * frames, 5), "float32", ""), TensorSpec("length", (1,), "float32", ""))
+    name: (TensorSpec("features", (1, 4 * frames, 5), "float32", "", frame_ms=40), TensorSpec("length", (1,), "float32", ""))
     for name, frames in (("long", 8), ("short", 4))
 }
 OUTPUTS = {name: (TensorSpec("logits", (1, specs[0].shape[1] // 4, 2), "float32", ""),) for name, specs in SPECS.items()}

@@ -1,0 +1,156 @@
+"""One row of the study with one seed: trained, and heard on both test sets, whole and in chunks of 640 ms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from edgefuse import checkpoint as checkpoints
+from edgefuse.decode.tokens import Tokens
+from edgefuse.errors import TrainingDiverged
+from edgefuse.model import FULL, Context, Encoder, EncoderConfig
+from edgefuse.model.reestimate import reestimate
+from edgefuse.study.results import CHUNKED, Outcome
+from edgefuse.study.rows import Plan, Row, config_at_depth, require_built
+from edgefuse.train.batches import trainable
+from edgefuse.train.convert_norm import convert_norm
+from edgefuse.train.loop import (
+    EVALUATION_BATCH_SECONDS,
+    LAST,
+    TESTS,
+    Precision,
+    Speech,
+    clean_speech,
+    finish,
+    fit,
+    load_speech,
+)
+from edgefuse.train.module import Answer, evaluate
+from edgefuse.train.pieces import learn_tokens
+
+if TYPE_CHECKING:
+    from edgefuse.train.recipe import Recipe
+    from edgefuse.verify.wer import WordErrors
+
+CHUNK_MS, LEFT_MS = 640, 2560
+FIRST, SECOND = "first pass", "second pass"
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What every row is trained and tested on."""
+
+    folder: Path
+    train: Speech
+    dev: Speech
+    tests: Mapping[str, Speech]
+    tokens: Tokens
+
+
+def load_corpus(folder: Path, vocabulary_size: int, dev_utterances: int = 100) -> Corpus:
+    """The sets of a corpus folder, their features computed at the first call, and the vocabulary of its transcripts."""
+    stores = folder / "features"
+    train = load_speech(folder, "train", stores)
+    tokens = learn_tokens((each.text for each in train.store.utterances.values()), vocabulary_size)
+    dev = load_speech(folder, "dev", stores, utterances=dev_utterances)
+    tests = {name: load_speech(folder, name, stores, statistics=train.store) for name in TESTS}
+    return Corpus(folder, train, dev, tests, tokens)
+
+
+def train_row(plan: Plan, row: Row, seed: int, corpus: Corpus, folder: Path) -> Outcome:
+    """Train a row, or go on with it, and measure it; a loss that is no number is an outcome.
+
+    Raises:
+        Refused: this encoder does not build the row's architecture.
+        MissingFile: the row that it begins with has not been trained.
+    """
+    recipe = plan.recipe_of(row, seed)
+    config = recipe.encoder(len(corpus.tokens))
+    require_built(config)
+    place = folder / "runs" / f"{row.name}-{seed}"
+    told = as_json(recipe)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        encoder, steps = _converted(row, corpus, folder, place, recipe) if row.converts else _fitted(corpus, place, recipe)
+    except TrainingDiverged as error:
+        return Outcome(row.name, seed, "diverged", told, told=error.sentence)
+    _write_checkpoint(place, encoder, corpus)
+    errors = {part: _errors(answer, heard, corpus) for part, heard, answer in _parts(row, encoder, corpus, recipe)}
+    return Outcome(row.name, seed, "trained", told, steps=steps, errors=errors)
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as its file will have it."""
+    told: dict[str, Any] = json.loads(json.dumps(recipe.to_json()))
+    return told
+
+
+def _fitted(corpus: Corpus, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
+    """Train from the start, or go on with what was interrupted; the encoder, and how many steps it took."""
+    config = recipe.encoder(len(corpus.tokens))
+    cuts = trainable(corpus.train.cuts, corpus.train.store, corpus.tokens, config.reduction)
+    speech, resume = replace(corpus.train, cuts=cuts), (place / LAST).is_file()
+    training = fit(speech, corpus.dev, place, recipe, config, corpus.tokens, resume=resume, precision=_precision())
+    return finish(training, corpus.train, corpus.tokens), training.steps
+
+
+def _converted(row: Row, corpus: Corpus, folder: Path, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
+    """Turn the norms of another row's checkpoint into those of this row, taught by what it was."""
+    start, resume = folder / "runs" / f"{row.converts}-{recipe.seed}" / "checkpoint", (place / LAST).is_file()
+    converted = convert_norm(
+        start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads(), precision=_precision()
+    )
+    return checkpoints.encoder_of(checkpoints.read(converted.folder)), recipe.epochs * (recipe.epoch_batches or 0)
+
+
+def _precision() -> Precision:
+    """On a GPU bf16; on a CPU fp32, since few of them multiply bf16 faster."""
+    return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def _write_checkpoint(place: Path, encoder: Encoder, corpus: Corpus) -> None:
+    written = place / "checkpoint"
+    written.mkdir(exist_ok=True)
+    store = corpus.train.store
+    checkpoints.write(written, checkpoints.of_encoder(encoder, store.mean, store.istd, corpus.tokens.symbols))
+
+
+def _parts(row: Row, encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Iterator[tuple[str, EncoderConfig, Answer]]:
+    """What is measured of a row: the whole, where it has some fewer of its layers, and of a cascade both passes."""
+    if encoder.config.second_pass:
+        yield FIRST, encoder.config, lambda *heard: _first_pass(encoder, *heard)
+        yield SECOND, encoder.config, lambda *heard: _second_pass(encoder, *heard)
+        return
+    yield "", encoder.config, encoder
+    for depth in row.depths:
+        shallow = Encoder(config_at_depth(encoder.config, depth)).eval()
+        shallow.load_state_dict(encoder.state_dict())
+        reestimate(shallow, clean_speech(corpus.train, corpus.tokens, recipe.seed))
+        yield f"{depth} layers", shallow.config, shallow
+
+
+def _first_pass(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    return encoder.answers(features, lengths, context)[0], lengths // encoder.config.reduction
+
+
+def _second_pass(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Behind a first pass that may have been streamed; it hears the whole utterance itself."""
+    x, valid = encoder.encode(features, lengths, context)
+    return encoder.again(x, valid), valid
+
+
+def _errors(answer: Answer, config: EncoderConfig, corpus: Corpus) -> dict[str, WordErrors]:
+    """On both test sets, whole and in chunks."""
+    chunks = Context(-(-CHUNK_MS // config.frame_ms), -(-LEFT_MS // config.frame_ms))
+    found: dict[str, WordErrors] = {}
+    for told, context in (("", FULL), (CHUNKED, chunks)):
+        for name, spoken in corpus.tests.items():
+            batches = spoken.batches(corpus.tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
+            found[name + told] = evaluate(answer, batches, corpus.tokens, context)
+    return found
