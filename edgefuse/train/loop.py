@@ -237,7 +237,7 @@ def test(
 
 
 def answer_again(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """Logits of a cascade's second pass over what the first gives in that context, and lengths."""
+    """Logits of a cascade's second pass, which hears the whole of what the first gives in that context; and lengths."""
     return encoder.answers(features, lengths, context)[1], lengths // encoder.config.reduction
 
 
