@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -510,6 +511,21 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 
 
 @cli.command()
+@click.argument("checkpoints", type=PATH, nargs=-1, required=True)
+@output_options
+@click.option("--reestimate", type=PATH, metavar="SPEECH", help="Estimate the average's batch statistics, on this speech.")
+@verbose_option
+def average(checkpoints: tuple[Path, ...], output: Path, overwrite: bool, reestimate: Path | None) -> None:
+    """Write the mean of the weights of CHECKPOINTS, of one training, as one checkpoint."""
+    from edgefuse.average import average as run
+    from edgefuse.report import terminal
+
+    with terminal.step("Averaging"):
+        mean = run(checkpoints, output, speech=reestimate, overwrite=overwrite)
+    click.echo(f"{output}: {mean.config.name}, of {len(checkpoints)} checkpoints, digest {mean.digest[:16]}")
+
+
+@cli.command()
 @click.argument("bundles", type=PATH, nargs=-1, required=True)
 @click.option(
     "--device", "-d", "devices", multiple=True, help="NAME or NAME:WHICH, see `edgefuse devices`; may be given several times."
@@ -728,8 +744,9 @@ def ablation(
 
 
 @cli.command()
-@click.option("--speech", type=PATH, required=True, help="A corpus folder, as edgefuse_calibration.synthesize writes it.")
+@click.option("--speech", type=PATH, required=True, help="A corpus: LibriSpeech, AISHELL, Lhotse's manifests of them, or cuts.")
 @click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
+@click.option("--features", type=PATH, metavar="DIR", help="Where log-mel frames are kept.  [default: SPEECH/features]")
 @click.option("--preset", help="study, tiny, small or base.  [default: tiny]")
 @click.option("--norm", type=click.Choice(NORMS), help="batch: a FusionFormer; layer: its twin.  [default: batch]")
 @architecture_option
@@ -746,11 +763,16 @@ def ablation(
     "--convert-norm", is_flag=True, help="Convert it, a LayerNorm Conformer, to one whose norms fold; an epoch is 100 batches."
 )
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
-@click.option("--resume", is_flag=True, help="Go on from the last whole epoch.")
+@click.option("--batch-seconds", type=float, metavar="S", help="Of speech, in each process.  [default: the recipe's, 56]")
+@click.option("--accumulate", type=int, metavar="N", help="Batches that a step hears one after another.  [default: 1]")
+@click.option("--patience", type=int, metavar="N", help="End after N epochs without a better dev WER; the best is kept.")
+@click.option("--checkpoint-minutes", type=float, metavar="MIN", help="Between two checkpoints at most.  [default: 10]")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of this run, as if it had never ended.")
 @json_option
 def train(
     speech: Path,
     output: Path,
+    features: Path | None,
     resume: bool,
     threads: int,
     start: Path | None,
@@ -761,7 +783,10 @@ def train(
     as_json: bool,
     **recipe: Any,  # noqa: ANN401 - the recipe's own fields
 ) -> None:
-    """Train an encoder with CTC, fine-tune a folded one for fewer bits, or convert a Conformer; print its word error rates."""
+    """Train an encoder with CTC, fine-tune a folded one for fewer bits, or convert a Conformer; print its word error rates.
+
+    On several GPUs, or machines: torchrun --nproc-per-node 8 -m edgefuse train ...  Curves: tensorboard --logdir RUN/curves
+    """
     from edgefuse.report import rows, terminal
 
     told = {name: value for name, value in recipe.items() if value is not None}
@@ -774,22 +799,26 @@ def train(
         from edgefuse.train.convert_norm import convert_norm as convert
         from edgefuse.train.recipe import CONVERSION
 
-        trained = convert(start, speech, output, replace(CONVERSION, **told), resume=resume, threads=threads)
+        conversion = replace(CONVERSION, **told)
+        trained = convert(start, speech, output, conversion, resume=resume, threads=threads, features=features)
     elif scheme and start:
         from edgefuse.train.finetune import fine_tune
         from edgefuse.train.recipe import FINE_TUNING
 
-        tuned = replace(FINE_TUNING, **told)
-        trained = fine_tune(start, scheme, speech, output, tuned, calibration=calibration, resume=resume, threads=threads)
+        tune = partial(fine_tune, start, scheme, speech, output, replace(FINE_TUNING, **told), calibration=calibration)
+        trained = tune(resume=resume, threads=threads, features=features)
     else:
         from edgefuse.train.loop import train as run
         from edgefuse.train.recipe import Recipe
 
-        trained = run(speech, output, Recipe(**told), resume=resume, threads=threads, start=start)
+        trained = run(speech, output, Recipe(**told), resume=resume, threads=threads, features=features, start=start)
+    if trained is None:  # one of several processes, and not the first
+        return
     if as_json:
         terminal.show_json(rows.trained_json(trained))
     else:
-        terminal.show_table(rows.ERRORS, rows.error_rows(trained.errors), title=str(trained.folder))
+        columns = rows.CHARACTER_ERRORS if trained.characters else rows.ERRORS
+        terminal.show_table(columns, rows.error_rows(trained.errors), title=str(trained.folder))
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""Word error rates of an artifact on speech, with and without hotwords."""
+"""Word error rates of an artifact on speech, with and without hotwords; of Chinese, character error rates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgefuse.decode.search import Decoding, begin
+from edgefuse.decode.spaceless import units
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import UsageError
 from edgefuse.foreign import in_words
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
     from edgefuse.bundle import Frontend
     from edgefuse.recognizer import Loaded
+    from edgefuse.train.corpora import Corpus
 
 TRAINING = "train"  # the set of a corpus that is not for evaluation
-CUTS = ".cuts.jsonl.gz"
+CORPUS = "*.cuts.jsonl.gz", "*recordings_*.jsonl.gz", "train-*", "LibriSpeech", "data_aishell"  # what a corpus folder holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def _evaluate(
     texts = [tokens.decode(search.accept(each).best.ids) for each in logits]
     words = {word for phrase in hotwords for word in phrase.split()}
     inside, outside, false = split_word_errors(references, texts, words)
-    return Evaluation(name, decoding, count_word_errors(references, texts), (inside, outside) if words else None, false)
+    return Evaluation(name, decoding, count_word_errors(*units(references, texts)), (inside, outside) if words else None, false)
 
 
 def _logits(loaded: Loaded, heard: Heard, *, live: bool) -> NDArray[np.float32]:
@@ -96,11 +98,10 @@ def _logits(loaded: Loaded, heard: Heard, *, live: bool) -> NDArray[np.float32]:
 
 
 def _names(speech: Path, sets: Sequence[str]) -> tuple[str, ...]:
-    corpus = sorted(path.name.removesuffix(CUTS) for path in speech.glob(f"*{CUTS}"))
-    if (speech / MANIFEST).is_file() or not corpus:
+    if (speech / MANIFEST).is_file() or not any(any(speech.glob(name)) for name in CORPUS):
         held = tuple(dict.fromkeys(each.subset for each in read_speech(speech).utterances))
     else:
-        held = tuple(name for name in corpus if name != TRAINING or name in sets)
+        held = tuple(name for name in _corpus(speech).sets if name != TRAINING or name in sets)
     if unknown := [name for name in sets if name not in held]:
         raise UsageError(f"{speech} has no set {unknown[0]!r}.", hint=f"It has: {', '.join(held)}")
     return tuple(sets) or held
@@ -110,9 +111,13 @@ def _read(speech: Path, name: str, frontend: Frontend) -> tuple[Heard, ...]:
     if (speech / MANIFEST).is_file():
         test_set = read_speech(speech)
         return hear(replace(test_set, utterances=tuple(each for each in test_set.utterances if each.subset == name)), frontend)
-    from edgefuse.train.features import read_cuts
-
     return tuple(
         heard_in(Path(cut.recording.sources[0].source), frontend, cut.id, cut.supervisions[0].text)
-        for cut in read_cuts(speech, name)
+        for cut in _corpus(speech).cuts(name)
     )
+
+
+def _corpus(speech: Path) -> Corpus:
+    from edgefuse.train.corpora import open_corpus
+
+    return open_corpus(speech, speech / "features")

@@ -77,6 +77,7 @@ SENSITIVITIES = (
 )
 FOUND = ("scheme", "layers", "SNR", "tokens", "WER loss", "file size", "p50 here", "/ fp32", "on the front", "")
 ERRORS = ("test set", "WER", "errors", "words", "utterances")
+CHARACTER_ERRORS = ("test set", "CER", "errors", "characters", "utterances")
 
 
 def artifact_rows(verified: Verified) -> list[tuple[str, ...]]:
@@ -501,6 +502,7 @@ def trained_json(trained: Trained) -> dict[str, Any]:
     """The same for programs, and where the checkpoint is."""
     return {
         "checkpoint": str(trained.folder),
+        "counted": "characters" if trained.characters else "words",
         "errors": {name: _errors_json(counted) for name, counted in trained.errors.items()},
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +18,19 @@ from edgefuse.model import FULL, Context, Encoder, EncoderConfig
 from edgefuse.model.reestimate import reestimate
 from edgefuse.study.results import CHUNKED, Outcome
 from edgefuse.study.rows import Plan, Row, config_at_depth, require_built
-from edgefuse.train.batches import trainable
 from edgefuse.train.convert_norm import convert_norm
+from edgefuse.train.corpora import DEV, TRAIN
 from edgefuse.train.loop import (
     EVALUATION_BATCH_SECONDS,
     LAST,
-    TESTS,
     Precision,
     Speech,
     answer_again,
     clean_speech,
     finish,
     fit,
-    load_speech,
+    fitting,
+    open_speech,
 )
 from edgefuse.train.module import Answer, evaluate
 from edgefuse.train.pieces import learn_tokens
@@ -56,11 +56,11 @@ class Corpus:
 
 def load_corpus(folder: Path, vocabulary_size: int, dev_utterances: int = 100) -> Corpus:
     """The sets of a corpus folder, their features computed at the first call, and the vocabulary of its transcripts."""
-    stores = folder / "features"
-    train = load_speech(folder, "train", stores)
-    tokens = learn_tokens((each.text for each in train.store.utterances.values()), vocabulary_size)
-    dev = load_speech(folder, "dev", stores, utterances=dev_utterances)
-    tests = {name: load_speech(folder, name, stores, statistics=train.store) for name in TESTS}
+    heard = open_speech(folder)
+    train = heard.load(TRAIN)
+    tokens = learn_tokens([each.text for each in train.store.utterances.values()], vocabulary_size)
+    dev = heard.load(DEV, utterances=dev_utterances)
+    tests = {name: heard.load(name, statistics=train.store) for name in heard.corpus.tests}
     return Corpus(folder, train, dev, tests, tokens)
 
 
@@ -95,8 +95,7 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 def _fitted(corpus: Corpus, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
     """Train from the start, or go on with what was interrupted; the encoder, and how many steps it took."""
     config = recipe.encoder(len(corpus.tokens))
-    cuts = trainable(corpus.train.cuts, corpus.train.store, corpus.tokens, config.reduction)
-    speech, resume = replace(corpus.train, cuts=cuts), (place / LAST).is_file()
+    speech, resume = fitting(corpus.train, corpus.tokens, config), (place / LAST).is_file()
     training = fit(speech, corpus.dev, place, recipe, config, corpus.tokens, resume=resume, precision=_precision())
     return finish(training, corpus.train, corpus.tokens), training.steps
 
@@ -104,10 +103,8 @@ def _fitted(corpus: Corpus, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
 def _converted(row: Row, corpus: Corpus, folder: Path, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
     """Turn the norms of another row's checkpoint into those of this row, taught by what it was."""
     start, resume = folder / "runs" / f"{row.converts}-{recipe.seed}" / "checkpoint", (place / LAST).is_file()
-    converted = convert_norm(
-        start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads(), precision=_precision()
-    )
-    return checkpoints.encoder_of(checkpoints.read(converted.folder)), recipe.epochs * (recipe.epoch_batches or 0)
+    convert_norm(start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads(), precision=_precision())
+    return checkpoints.encoder_of(checkpoints.read(place / "checkpoint")), recipe.epochs * (recipe.epoch_batches or 0)
 
 
 def _precision() -> Precision:
@@ -146,6 +143,6 @@ def _errors(answer: Answer, config: EncoderConfig, corpus: Corpus) -> dict[str, 
     found: dict[str, WordErrors] = {}
     for told, context in (("", FULL), (CHUNKED, chunks)):
         for name, spoken in corpus.tests.items():
-            batches = spoken.batches(corpus.tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
+            batches = spoken.batches(corpus.tokens, EVALUATION_BATCH_SECONDS, learnt=False)
             found[name + told] = evaluate(answer, batches, corpus.tokens, context)
     return found

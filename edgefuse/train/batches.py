@@ -1,27 +1,36 @@
-"""Batches of utterances of similar length, drawn by Lhotse's bucketing sampler, augmented and padded."""
+"""Batches of utterances of similar length, drawn by Lhotse's bucketing sampler, augmented and padded.
+
+Several processes, or several backward passes before one step, share a batch: it is drawn for all of them together, and each part
+of it takes every so-manieth utterance. So a step hears the same speech, and moves the weights as far, however many share it.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.dataset import DynamicBucketingSampler
 from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from edgefuse.decode.tokens import Tokens, character_tokens
-from edgefuse.errors import UsageError
+from edgefuse.decode.tokens import Tokens
+from edgefuse.errors import BadConfig, UsageError
 from edgefuse.frontend.log_mel import normalize
-from edgefuse.model.config import FEATURE_HOP_MS
+from edgefuse.model.config import FEATURE_HOP_MS, EncoderConfig
 from edgefuse.train.augment import Augmentation, augment, draw_tempo, mask, warp_tempo
-from edgefuse.train.features import FeatureStore, Stored
+from edgefuse.train.features import FeatureStore
+from edgefuse.train.pieces import characters_in
 
-CHARACTERS = character_tokens()
 BUCKETS = 12
+TOO_SHORT = "too short for their text"
 FEWEST_ALIGNED = 0.5  # of the utterances; a corpus always has some that are broken
 FEWEST_PER_BUCKET = 50  # a bucket must fill some batches, or the rest of each becomes a small batch
 
@@ -37,25 +46,39 @@ class Batch:
     characters: Tensor  # (sum of character_lengths,) the same transcripts as ids of characters
     character_lengths: Tensor  # (B,)
     texts: tuple[str, ...]
+    part: int = 0  # which part of what was drawn
+    share: float = 1.0  # times its loss; the mean over all parts is then the mean over all utterances
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            self.features.to(device),
-            self.lengths.to(device),
-            self.targets.to(device),
-            self.target_lengths.to(device),
-            self.characters.to(device),
-            self.character_lengths.to(device),
-            self.texts,
-        )
+        tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of an epoch one process takes: of every batch some of its parts, one after another.
+
+    Attributes:
+        parts: how many a batch is split into.
+        mine: which of them.
+        skip: how many batches, parts counted apart, were taken before.
+    """
+
+    parts: int = 1
+    mine: Sequence[int] = (0,)
+    skip: int = 0
+
+
+WHOLE = Share()
 
 
 class Batches:
     """The batches of one epoch: iterate over it as often as you like, it is always the same.
 
-    Order, composition and augmentation depend on ``seed`` and ``epoch`` alone, which is what makes a resumed training
-    equal to an uninterrupted one. Without ``augmentation`` the speech is clean.
+    Order and composition depend on ``seed`` and ``epoch`` alone, the augmentation of an utterance besides on the number of its
+    batch and on its place in it. So a training that is resumed behind any batch goes on with what it would have heard, and
+    draws nothing of what is skipped. Without ``augmentation`` the speech is clean.
     """
 
     def __init__(
@@ -68,22 +91,30 @@ class Batches:
         seed: int = 0,
         epoch: int = 0,
         augmentation: Augmentation | None = None,
-        shuffle: bool = True,
+        learnt: bool = True,
+        share: Share = WHOLE,
     ) -> None:
-        """Nothing is read before the first iteration. ``batch_seconds`` limits the speech, padding included."""
-        self._cuts, self._store, self._tokens = cuts, store, tokens
-        self._batch_seconds, self._shuffle = batch_seconds, shuffle
+        """Nothing is read before the first iteration. ``batch_seconds`` limits the speech of a part, padding included.
+
+        What is not ``learnt`` is only listened to: it comes in order, and its texts need not be spelled in tokens.
+        """
+        self._cuts, self._store, self._tokens, self._characters = cuts, store, tokens, characters_in(tokens)
+        self._drawn_seconds, self._learnt, self._share = batch_seconds * share.parts, learnt, share
         self._seed, self._epoch, self._augmentation = seed, epoch, augmentation
         self._bins = _quantiles([cut.duration for cut in cuts], min(BUCKETS, 2 + len(cuts) // FEWEST_PER_BUCKET))
 
     def __iter__(self) -> Iterator[Batch]:
         """Draw the batches of the epoch."""
-        draw = Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        for cuts in self._sampler():
-            yield self._collate(cuts, draw)
+        for number, cuts in enumerate(self._sampler()):
+            if number * len(self._share.mine) >= self._share.skip:
+                yield from (self._collate(number, part, [cut.id for cut in cuts]) for part in self._share.mine)
 
     def __len__(self) -> int:
-        """How many batches; found by running the sampler."""
+        """How many batches, with those that are skipped; found by running the sampler."""
+        return self._drawn * len(self._share.mine)
+
+    @cached_property
+    def _drawn(self) -> int:
         return sum(1 for _ in self._sampler())
 
     def _sampler(self) -> DynamicBucketingSampler:
@@ -91,9 +122,9 @@ class Batches:
             warnings.filterwarnings("ignore", message=".*eagerly read CutSet")  # it fits; the frames are what is large
             sampler = DynamicBucketingSampler(
                 self._cuts,
-                max_duration=self._batch_seconds,
+                max_duration=self._drawn_seconds,
                 duration_bins=self._bins,
-                shuffle=self._shuffle,
+                shuffle=self._learnt,
                 seed=self._seed,
                 world_size=1,
                 rank=0,
@@ -101,12 +132,18 @@ class Batches:
         sampler.set_epoch(self._epoch)
         return sampler
 
-    def _collate(self, cuts: CutSet, draw: Generator) -> Batch:
+    def _collate(self, number: int, part: int, utterances: Sequence[str]) -> Batch:
+        """One part of a batch; where there are fewer utterances than parts, some hear the first one again, for a share of 0."""
+        places = range(part, len(utterances), self._share.parts)
+        draw = drawn_from(self._seed, self._epoch, number)
         tempo = draw_tempo(self._augmentation, draw) if self._augmentation else 1.0
-        features = [self._features(cut.id, tempo, draw) for cut in cuts]
-        texts = tuple(self._store.utterances[cut.id].text for cut in cuts)
-        targets, target_lengths = _encoded(texts, self._tokens)
-        characters, character_lengths = _encoded(texts, CHARACTERS)
+        features = [
+            self._features(utterances[place], tempo, drawn_from(self._seed, self._epoch, number, 1 + place))
+            for place in places or range(1)
+        ]
+        texts = tuple(self._store.utterances[utterances[place]].text for place in places or range(1))
+        targets, target_lengths = _encoded(texts if self._learnt else (), self._tokens)
+        characters, character_lengths = _encoded(texts if self._learnt else (), self._characters)
         return Batch(
             features=pad_sequence(features, batch_first=True),
             lengths=torch.tensor([f.shape[0] for f in features]),
@@ -115,6 +152,8 @@ class Batches:
             characters=characters,
             character_lengths=character_lengths,
             texts=texts,
+            part=part,
+            share=len(places) * self._share.parts / len(utterances),
         )
 
     def _features(self, utterance: str, tempo: float, draw: Generator) -> Tensor:
@@ -125,6 +164,12 @@ class Batches:
         if self._augmentation is not None:
             features = mask(features, self._augmentation, draw)
         return features
+
+
+def drawn_from(*numbers: int) -> Generator:
+    """A generator whose draws depend on all of these numbers, and differ where one of them does."""
+    (seed,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return Generator().manual_seed(int(seed) >> 1)
 
 
 def _encoded(texts: Iterable[str], tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -139,23 +184,35 @@ def _quantiles(durations_s: list[float], buckets: int) -> list[float]:
     return [ranked[len(ranked) * number // buckets] for number in range(1, buckets)]
 
 
-def trainable(cuts: CutSet, store: FeatureStore, tokens: Tokens, reduction: int) -> CutSet:
-    """Only cuts that CTC can align: an encoder frame, of so many feature frames, for every token, and a blank between equals.
+def trainable(cuts: CutSet, store: FeatureStore, tokens: Tokens, config: EncoderConfig) -> tuple[CutSet, dict[str, int]]:
+    """What can be trained on, and how many utterances are left out, by the reason.
+
+    CTC aligns a text that has an encoder frame for every token, and one for a blank between equal neighbours.
 
     Raises:
         UsageError: there are fewer frames than tokens in most of them.
     """
-    held = cuts.filter(lambda cut: _aligns(store.utterances[cut.id], tokens, reduction)).to_eager()
-    if len(held) < len(cuts) * FEWEST_ALIGNED:
+    reasons = {cut.id: _unfit(store.utterances[cut.id].count, store.utterances[cut.id].text, tokens, config) for cut in cuts}
+    left_out = Counter(reason for reason in reasons.values() if reason)
+    if left_out[TOO_SHORT] > len(cuts) * (1 - FEWEST_ALIGNED):
         raise UsageError(
-            f"With {reduction * FEATURE_HOP_MS} ms per frame CTC can align {len(held)} of {len(cuts)} utterances only: "
-            "the others have fewer frames than tokens.",
-            hint="Reduce the frame rate less, or learn longer tokens with: --vocabulary-size",
+            f"With {config.reduction * FEATURE_HOP_MS} ms per frame CTC can align {len(cuts) - left_out[TOO_SHORT]} of "
+            f"{len(cuts)} utterances only: the others have fewer frames than tokens.",
+            hint="Reduce the frame rate less, or learn longer tokens with: --vocabulary",
         )
-    return held
+    return cuts.filter(lambda cut: not reasons[cut.id]).to_eager(), {reason: left_out[reason] for reason in left_out}
 
 
-def _aligns(stored: Stored, tokens: Tokens, reduction: int) -> bool:
-    ids = tokens.encode(stored.text)
+def _unfit(frames: int, text: str, tokens: Tokens, config: EncoderConfig) -> str:
+    """Why an utterance is left out; nothing where it is not."""
+    if not text.split():
+        return "without a word"
+    encoded = frames // config.reduction
+    if encoded > config.max_frames:
+        return f"longer than {config.max_frames} encoder frames"
+    try:
+        ids = tokens.encode(text)
+    except BadConfig:
+        return "with characters that are no tokens"
     repeats = sum(1 for now, then in pairwise(ids) if now == then)
-    return 0 < len(ids) + repeats <= stored.count // reduction
+    return TOO_SHORT if len(ids) + repeats > encoded else ""

@@ -6,7 +6,6 @@ written is a plain encoder with the norm "rep": fold it as any other.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,21 +20,26 @@ from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.model import Context, Encoder
 from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
+from edgefuse.train import ranks
 from edgefuse.train.annealed import anneal, annealed, settled
-from edgefuse.train.batches import Batch, trainable
+from edgefuse.train.batches import Batch
 from edgefuse.train.closeness import begin_close
+from edgefuse.train.corpora import DEV, TRAIN
 from edgefuse.train.loop import (
-    CONTEXTS,
     DEV_UTTERANCES,
+    WHOLE,
     EpochBatches,
     Precision,
     Speech,
     Trained,
     clean_speech,
+    contexts_of,
+    fitting,
     heard_by,
-    load_speech,
+    open_speech,
     require_free_run,
     run,
+    spell_spaceless,
     test,
     write_metrics,
 )
@@ -115,7 +119,7 @@ def convert_norm(
     threads: int = 1,
     precision: Precision = "bf16",
     features: Path | None = None,
-) -> Trained:
+) -> Trained | None:
     """Convert the LayerNorm Conformer `start` on a corpus folder; its word errors before and after.
 
     Raises:
@@ -124,24 +128,27 @@ def convert_norm(
     torch.set_num_threads(threads)
     require_free_run(output, resume=resume)
     before = _read(start)
-    stores, tokens = features or speech / "features", Tokens(before.tokens)
-    corpus = heard_by(before, load_speech(speech, "train", stores))
-    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, before.config.reduction))
-    dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
-    output.mkdir(parents=True, exist_ok=True)
-    training = fit(before, corpus, dev, output, recipe, resume=resume, precision=precision)
+    tokens = Tokens(before.tokens)
+    with ranks.joined():
+        heard = open_speech(speech, features)
+        corpus = fitting(heard_by(before, heard.load(TRAIN)), tokens, before.config)
+        dev = heard.load(DEV, utterances=DEV_UTTERANCES)
+        output.mkdir(parents=True, exist_ok=True)
+        training = fit(before, corpus, dev, output, recipe, resume=resume, precision=precision)
+    if not ranks.is_first():
+        return None
     encoder = settled(training.averaged.cpu()).requires_grad_(requires_grad=False)
     reestimate(encoder, clean_speech(corpus, tokens, recipe.seed))
     written = output / "checkpoint"
     written.mkdir(exist_ok=True)
     mean, istd = before.frontend_mean, before.frontend_istd
     checkpoints.write(written, checkpoints.of_encoder(encoder, mean, istd, before.tokens))
-    heard = (speech, stores, corpus.store, tokens)
-    given = {f"{name}{BEFORE}": e for name, e in test(checkpoints.encoder_of(before), *heard, [""]).items()}
-    errors = given | test(encoder, *heard, CONTEXTS)
+    spoken = (heard, corpus.store, tokens)
+    given = {f"{name}{BEFORE}": e for name, e in test(checkpoints.encoder_of(before), *spoken, WHOLE).items()}
+    errors = given | test(encoder, *spoken, contexts_of(encoder.config))
     told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
     write_metrics(output, {"from": before.digest, **told}, errors)
-    return Trained(written, errors)
+    return Trained(written, errors, characters=spell_spaceless(tokens))
 
 
 def fit(

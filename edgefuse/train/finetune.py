@@ -35,19 +35,21 @@ from edgefuse.quantize.plan import plan, require_one_pass
 from edgefuse.quantize.scheme import Scheme
 from edgefuse.refold import fold_exactly
 from edgefuse.speech import TestSet, Utterance
-from edgefuse.train.batches import trainable
-from edgefuse.train.features import read_cuts
+from edgefuse.train import ranks
+from edgefuse.train.corpora import DEV, TRAIN, Corpus
 from edgefuse.train.loop import (
-    CONTEXTS,
     DEV_UTTERANCES,
-    TESTS,
+    WHOLE,
     EpochBatches,
     Speech,
     Trained,
+    contexts_of,
+    fitting,
     heard_by,
-    load_speech,
+    open_speech,
     require_free_run,
     run,
+    spell_spaceless,
     test,
     write_metrics,
 )
@@ -71,7 +73,7 @@ def fine_tune(
     resume: bool = False,
     threads: int = 1,
     features: Path | None = None,
-) -> Trained:
+) -> Trained | None:
     """Fine-tune the folded checkpoint `start` for a scheme; its word errors are those of the quantized graph.
 
     `scheme.toml` in the run's folder is the scheme to export it with: without equalization, which would leave the grid on which
@@ -87,28 +89,32 @@ def fine_tune(
     require_learnable(scheme)
     scheme = replace(scheme, equalize=False, bias_correction=False, rounding="max")  # training does what these are for
     folded = _read(start)
-    rounding = rounding_of(folded, scheme, calibration, speech)
-    stores, tokens = features or speech / "features", Tokens(folded.checkpoint.tokens)
-    corpus = heard_by(folded.checkpoint, load_speech(speech, "train", stores))
-    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, folded.checkpoint.config.reduction))
-    dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
-    output.mkdir(parents=True, exist_ok=True)
-    training = fit(folded, rounding, corpus, dev, output, recipe, resume=resume)
+    tokens = Tokens(folded.checkpoint.tokens)
+    with ranks.joined():
+        heard = open_speech(speech, features)
+        rounding = rounding_of(folded, scheme, calibration, heard.corpus)
+        corpus = heard_by(folded.checkpoint, heard.load(TRAIN))
+        corpus = fitting(corpus, tokens, folded.checkpoint.config)
+        dev = heard.load(DEV, utterances=DEV_UTTERANCES)
+        output.mkdir(parents=True, exist_ok=True)
+        training = fit(folded, rounding, corpus, dev, output, recipe, resume=resume)
+    if not ranks.is_first():
+        return None
     tuned = settled(training, folded)
     exact = exactness(tuned.checkpoint, tuned, *probe(KALDI_80.mel_bins))
     store.write_folded(output / "checkpoint", tuned, exact, overwrite=True)
-    heard = (speech, stores, corpus.store, tokens)
+    spoken = (heard, corpus.store, tokens)
     given, made = (checkpoints.encoder_of(each.checkpoint) for each in (folded, tuned))
-    before = {FLOAT: test(given, *heard, [""]), BEFORE: test(partial(rounding.answer, given), *heard, [""])}
+    before = {FLOAT: test(given, *spoken, WHOLE), BEFORE: test(partial(rounding.answer, given), *spoken, WHOLE)}
     errors = {name + when: counted for when, found in before.items() for name, counted in found.items()}
-    errors |= test(partial(rounding.answer, made), *heard, CONTEXTS)
+    errors |= test(partial(rounding.answer, made), *spoken, contexts_of(folded.checkpoint.config))
     told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
     (output / SCHEME).write_text(scheme.to_toml(), encoding="utf-8")
     write_metrics(output, {"from": folded.digest, "scheme": scheme.to_json(), **told}, errors)
-    return Trained(output / "checkpoint", errors)
+    return Trained(output / "checkpoint", errors, characters=spell_spaceless(tokens))
 
 
-def rounding_of(folded: FoldedModel, scheme: Scheme, place: Path | None, corpus: Path) -> Rounding:
+def rounding_of(folded: FoldedModel, scheme: Scheme, place: Path | None, corpus: Corpus) -> Rounding:
     """Lay a scheme out on the graphs of whole utterances and of chunks; ranges are of speech that `corpus` does not test on."""
     require_one_pass(folded.checkpoint.config)
     program = lower(folded, (1.0,), "fp32", (CHUNKS,))
@@ -163,12 +169,12 @@ def _read(start: Path) -> FoldedModel:
     return folded
 
 
-def _tested(corpus: Path) -> TestSet:
+def _tested(corpus: Corpus) -> TestSet:
     """The recordings of a corpus that a training is tested on."""
     utterances = []
-    for name in TESTS:
-        for cut in read_cuts(corpus, name):
+    for name in corpus.tests:
+        for cut in corpus.cuts(name):
             path, text = Path(cut.recording.sources[0].source), cut.supervisions[0].text
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             utterances.append(Utterance(cut.id, path, name, cut.duration, text, sha256))
-    return TestSet(corpus, tuple(utterances), digest="")
+    return TestSet(corpus.folder, tuple(utterances), digest="")

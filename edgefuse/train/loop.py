@@ -1,7 +1,17 @@
 """The training loop: a corpus folder and a recipe in, a checkpoint and its word error rates out.
 
-A run folder holds ``last.ckpt`` (what ``resume`` goes on from, written after every epoch), ``curves/`` (the losses, one
-CSV per start), and at the end ``checkpoint/`` (what edgefuse folds) and ``metrics.json`` (its word error rates).
+A run folder holds ``last.ckpt`` (what ``resume`` goes on from, written after every epoch and every ten minutes), ``curves/``
+(see them with: ``tensorboard --logdir``), and at the end ``checkpoint/`` (what edgefuse folds) and ``metrics.json`` (its word
+error rates; of Chinese, character error rates).
+
+The same command trains on one CPU, on one GPU, and on many of either, where ``torchrun`` starts a process for each::
+
+    torchrun --nproc-per-node 8 -m edgefuse train --speech CORPUS -o RUN
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint HOST:29500 -m edgefuse train --speech CORPUS -o RUN
+
+Each step then has as many times the speech, as if one process had so many times ``batch_seconds``. The first process alone
+computes features, writes, prints, and tests at the end; only to resume do all have to find ``last.ckpt``. A training that was
+killed at any moment ends, resumed on CPUs with as many processes, with the very weights of one that was not.
 """
 
 from __future__ import annotations
@@ -9,9 +19,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,18 +30,21 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lhotse import CutSet
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from edgefuse import checkpoint
+from edgefuse.decode.spaceless import is_spaceless
 from edgefuse.decode.tokens import Tokens
-from edgefuse.errors import MissingFile, OutputExists, UsageError
+from edgefuse.errors import EmptyAudio, MissingFile, OutputExists, UsageError
 from edgefuse.model import FULL, Context, Encoder, EncoderConfig
 from edgefuse.model.normalization import UnifiedNorm
 from edgefuse.model.reestimate import reestimate
-from edgefuse.train.batches import Batch, Batches, trainable
-from edgefuse.train.features import FeatureStore, open_or_compute, read_cuts
+from edgefuse.train import ranks
+from edgefuse.train.batches import Batch, Batches, Share, trainable
+from edgefuse.train.callbacks import AtomicFile, Curves, Keep, Lines, Patience
+from edgefuse.train.corpora import DEV, TRAIN, Corpus, open_corpus
+from edgefuse.train.features import FeatureStore, open_or_compute
 from edgefuse.train.module import Answer, Steps, Training, evaluate
 from edgefuse.train.pieces import learn_tokens
 from edgefuse.train.recipe import Recipe
@@ -40,18 +52,16 @@ from edgefuse.values import Checkpoint
 from edgefuse.verify.wer import WordErrors
 
 LAST = "last.ckpt"
-TESTS = ("seen", "unseen")
 DEV_UTTERANCES = 200
 FRAMES_PER_SECOND = 100
 REESTIMATION_SECONDS = 1800.0  # of clean training speech: 45,000 encoder frames for every mean and variance
 EVALUATION_BATCH_SECONDS = 120.0
-CONTEXTS = {"": FULL, **{f", {40 * chunk} ms": Context(chunk, 64) for chunk in (4, 8, 16, 32)}}  # chunks after 2.56 s of past
-AGAIN = ", second pass after 640 ms"  # behind a test set: what a cascade hears in it once its first pass has streamed
-ROWS = {**CONTEXTS, AGAIN: Context(16, 64)}
+WHOLE = {"": FULL}  # what every encoder is tested in
+CHUNKS_MS, LEFT_MS = (160, 320, 640, 1280), 2560  # and in which chunks
+AGAIN_MS = 640  # the chunks behind which the second pass of a cascade is tested
 FOREIGN_WARNINGS = (
     ".*does not have many workers",  # one core has none to spare, and the features are in memory
-    "The number of training batches",  # a small corpus logs nothing but its epochs
-    ".*exists and is not empty",  # so does a training that is resumed
+    "You're resuming from a checkpoint that ended before the epoch ended",  # and our batches begin where it ended
     "Found .* in eval mode",  # a teacher is
     "You have overridden `transfer_batch_to_device`",  # in the module, as it should be
     ".*LeafSpec.* is deprecated",  # Lightning 2.6 calls what PyTorch 2.13 renames
@@ -65,6 +75,7 @@ class Trained:
 
     folder: Path  # the checkpoint
     errors: dict[str, WordErrors]  # by test set; "seen, 640 ms" is the same set in chunks
+    characters: bool = False  # whether these are character errors, of a language that is written without spaces
 
 
 @dataclass(frozen=True)
@@ -89,12 +100,13 @@ def train(
     precision: Precision = "bf16",
     features: Path | None = None,
     start: Path | None = None,
-) -> Trained:
-    """Train an encoder on the cuts ``train`` of a corpus folder, evaluate it on ``seen`` and ``unseen``.
+) -> Trained | None:
+    """Train an encoder on the set ``train`` of a corpus (see `corpora` for its layouts), and evaluate it on all its tests.
 
     ``features`` keeps the log-mel frames, ``speech``/features by default; several trainings may share it. ``resume`` goes
-    on from the last whole epoch in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
+    on from the last step that was kept in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
     encoder is where the training begins; its vocabulary may be another one, and characters need not come first any more.
+    Of several processes the first returns what was trained, the others nothing.
     """
     if start:
         recipe = replace(recipe, characters_first=0.0)
@@ -106,23 +118,27 @@ def train(
             f"{start} is folded: it has no norms left to train with.",
             hint="Fine-tune it for fewer bits with --precision, or begin with what it was folded from.",
         )
-    output.mkdir(parents=True, exist_ok=True)
-    stores = features or speech / "features"
-    corpus = load_speech(speech, "train", stores)
-    tokens = learn_tokens((utterance.text for utterance in corpus.store.utterances.values()), recipe.vocabulary_size)
-    config = recipe.encoder(len(tokens))
-    corpus = replace(corpus, cuts=trainable(corpus.cuts, corpus.store, tokens, config.reduction))
-    dev = load_speech(speech, "dev", stores, utterances=DEV_UTTERANCES)
-    training = fit(corpus, dev, output, recipe, config, tokens, begin=begin, resume=resume, precision=precision)
+    with ranks.joined():
+        heard = open_speech(speech, features)
+        corpus = heard.load(TRAIN)
+        tokens = learn_tokens([utterance.text for utterance in corpus.store.utterances.values()], recipe.vocabulary_size)
+        config = recipe.encoder(len(tokens))
+        corpus = fitting(corpus, tokens, config)
+        dev = heard.load(DEV, utterances=DEV_UTTERANCES)
+        output.mkdir(parents=True, exist_ok=True)
+        training = fit(corpus, dev, output, recipe, config, tokens, begin=begin, resume=resume, precision=precision)
+    if not ranks.is_first():
+        return None
     encoder = finish(training, corpus, tokens)
     written = output / "checkpoint"
     written.mkdir(exist_ok=True)
     checkpoint.write(written, checkpoint.of_encoder(encoder, corpus.store.mean, corpus.store.istd, tokens.symbols))
-    errors = test(encoder, speech, stores, corpus.store, tokens, CONTEXTS)
+    errors = test(encoder, heard, corpus.store, tokens, contexts_of(encoder.config))
     if config.second_pass:
-        errors |= test(partial(answer_again, encoder), speech, stores, corpus.store, tokens, [AGAIN])
+        after = {f", second pass after {AGAIN_MS} ms": contexts_of(config)[f", {AGAIN_MS} ms"]}
+        errors |= test(partial(answer_again, encoder), heard, corpus.store, tokens, after)
     write_metrics(output, recipe.to_json(), errors)
-    return Trained(written, errors)
+    return Trained(written, errors, characters=spell_spaceless(tokens))
 
 
 def fit(
@@ -157,9 +173,47 @@ def fit(
 
 def run(training: Steps, batches: EpochBatches, output: Path, *, resume: bool, precision: Precision) -> None:
     """Take every step, or those that are left behind ``last.ckpt``."""
+    recipe, place = training.recipe, output / LAST
+    patience = Patience(training, recipe.patience) if recipe.patience else None
+    beside = [patience] if patience else []
     with _quiet():
-        trainer = _trainer(output, training.recipe, precision, training.steps)
-        trainer.fit(training, datamodule=batches, ckpt_path=output / LAST if resume else None, weights_only=False)
+        trainer = L.Trainer(
+            **_machines(),
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+            max_epochs=recipe.epochs,
+            limit_train_batches=recipe.epoch_batches and recipe.epoch_batches * recipe.accumulate,
+            accumulate_grad_batches=recipe.accumulate,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stdout.isatty() and ranks.is_first(),
+            enable_checkpointing=False,
+            logger=False,
+            plugins=[AtomicFile()],
+            callbacks=[
+                *beside,
+                Lines(training),
+                Curves(training, output / "curves"),
+                Keep(training, place, recipe.checkpoint_minutes),
+            ],
+            default_root_dir=output,
+        )
+        trainer.fit(training, datamodule=batches, ckpt_path=place if resume else None, weights_only=False)
+    if patience:
+        patience.restore()
+
+
+def _machines() -> dict[str, Any]:
+    """What Lightning is told of the processes that torchrun has started; without it, one CPU or one GPU.
+
+    A head that has no share of the loss yet has no gradient, in any process.
+    """
+    if ranks.world() == 1:
+        return {"accelerator": "auto", "devices": 1}
+    local = ranks.local_world()
+    strategy = DDPStrategy(find_unused_parameters=True)
+    return {"accelerator": "auto", "devices": local, "num_nodes": ranks.world() // local, "strategy": strategy}
 
 
 def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
@@ -172,25 +226,6 @@ def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
             "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
         )
     encoder.load_state_dict(weights)
-
-
-def _trainer(output: Path, recipe: Recipe, precision: Precision, steps: int) -> L.Trainer:
-    return L.Trainer(
-        accelerator="auto",
-        devices=1,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-        max_epochs=recipe.epochs,
-        limit_train_batches=recipe.epoch_batches,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),
-        log_every_n_steps=20,
-        logger=CSVLogger(output, name="curves"),
-        callbacks=[_keep_last(output), _Lines(steps)],
-        default_root_dir=output,
-    )
 
 
 @contextmanager
@@ -224,15 +259,21 @@ def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:
     return replace(spoken, store=replace(spoken.store, mean=mean, istd=istd))
 
 
+def contexts_of(config: EncoderConfig) -> dict[str, Context]:
+    """What is heard in whole, and in which chunks, by what a table says behind the name of a test set."""
+    ms = config.frame_ms
+    return {**WHOLE, **{f", {chunk} ms": Context(-(-chunk // ms), -(-LEFT_MS // ms)) for chunk in CHUNKS_MS}}
+
+
 def test(
-    answer: Answer, speech: Path, stores: Path, statistics: FeatureStore, tokens: Tokens, contexts: Iterable[str]
+    answer: Answer, heard: OpenSpeech, statistics: FeatureStore, tokens: Tokens, contexts: Mapping[str, Context]
 ) -> dict[str, WordErrors]:
-    """Word errors on both test sets, in the contexts of those rows: of whole utterances and in chunks."""
+    """Word errors on all test sets, of whole utterances and in chunks."""
     errors: dict[str, WordErrors] = {}
-    for name in TESTS:
-        spoken = load_speech(speech, name, stores, statistics=statistics)
-        batches = spoken.batches(tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
-        errors |= {f"{name}{told}": evaluate(answer, batches, tokens, ROWS[told]) for told in contexts}
+    for name in heard.corpus.tests:
+        spoken = heard.load(name, statistics=statistics)
+        batches = spoken.batches(tokens, EVALUATION_BATCH_SECONDS, learnt=False)
+        errors |= {f"{name}{told}": evaluate(answer, batches, tokens, context) for told, context in contexts.items()}
     return errors
 
 
@@ -241,26 +282,49 @@ def answer_again(encoder: Encoder, features: Tensor, lengths: Tensor, context: C
     return encoder.answers(features, lengths, context)[1], lengths // encoder.config.reduction
 
 
-def load_speech(
-    speech: Path,
-    name: str,
-    stores: Path,
-    *,
-    utterances: int | None = None,
-    statistics: FeatureStore | None = None,
-) -> Speech:
-    """One set of the corpus, its features from ``stores`` (computed there at the first call).
+def spell_spaceless(tokens: Tokens) -> bool:
+    """Whether tokens spell a language that is written without spaces."""
+    return any(map(is_spaceless, tokens.symbols))
 
-    ``utterances`` takes that many, evenly spread; ``statistics`` normalizes with another store's mean and deviation.
-    """
-    cuts = read_cuts(speech, name)
-    store = open_or_compute(cuts, stores / name)
-    if statistics is not None:
-        store = replace(store, mean=statistics.mean, istd=statistics.istd)
-    if utterances is not None:
-        step = max(1, len(cuts) // utterances)
-        cuts = CutSet.from_cuts([*cuts][::step][:utterances])
-    return Speech(cuts, store)
+
+@dataclass(frozen=True)
+class OpenSpeech:
+    """A corpus, and the folder with the features of its sets."""
+
+    corpus: Corpus
+    stores: Path
+
+    def load(self, name: str, *, utterances: int | None = None, statistics: FeatureStore | None = None) -> Speech:
+        """One set of the corpus, its features computed at the first call.
+
+        ``utterances`` takes that many, evenly spread; ``statistics`` normalizes with another store's mean and deviation.
+        """
+        cuts = self.corpus.cuts(name)
+        store = open_or_compute(cuts, self.stores / name)
+        if statistics is not None:
+            store = replace(store, mean=statistics.mean, istd=statistics.istd)
+        cuts = cuts.filter(lambda cut: store.utterances[cut.id].count > 0).to_eager()
+        if utterances is not None:
+            step = max(1, len(cuts) // utterances)
+            cuts = CutSet.from_cuts([*cuts][::step][:utterances])
+        return Speech(cuts, store)
+
+
+def open_speech(speech: Path, features: Path | None = None) -> OpenSpeech:
+    """Find a corpus; what is computed of it once is kept in ``features``, ``speech``/features by default."""
+    stores = features or speech / "features"
+    with ranks.in_turn():
+        return OpenSpeech(open_corpus(speech, stores), stores)
+
+
+def fitting(corpus: Speech, tokens: Tokens, config: EncoderConfig) -> Speech:
+    """What of a corpus can be trained on; what is left out is said."""
+    cuts, left_out = trainable(corpus.cuts, corpus.store, tokens, config)
+    for reason, count in sorted(left_out.items()):
+        ranks.say(f"Left out: {count} utterances {reason}")
+    if not len(cuts):
+        raise EmptyAudio("The corpus has no utterance to train on.", hint="Check its transcripts, or pass another --speech.")
+    return replace(corpus, cuts=cuts)
 
 
 class EpochBatches(L.LightningDataModule):
@@ -271,68 +335,44 @@ class EpochBatches(L.LightningDataModule):
         super().__init__()
         self.corpus, self.tokens, self.recipe = corpus, tokens, recipe
         self.dev = replace(dev, store=replace(dev.store, mean=corpus.store.mean, istd=corpus.store.istd))
+        self._done = (0, 0)  # an epoch, and how many of its batches
 
     @property
     def steps(self) -> int:
         """Of the whole training, if every epoch is as long as the first; they differ by a few, unless the recipe limits them."""
-        first = len(self._batches(0))
+        first = len(self._batches(0)) // self.recipe.accumulate
         return self.recipe.epochs * min(first, self.recipe.epoch_batches or first)
 
     def train_dataloader(self) -> Batches:
-        """The batches of this epoch."""
-        return self._batches(cast("L.Trainer", self.trainer).current_epoch)
+        """The batches of this epoch; of one that was interrupted, those that are left."""
+        epoch = cast("L.Trainer", self.trainer).current_epoch
+        return self._batches(epoch, skip=self._done[1] if epoch == self._done[0] else 0)
 
     def val_dataloader(self) -> Batches:
-        """The development set, in order."""
-        return self.dev.batches(self.tokens, EVALUATION_BATCH_SECONDS, shuffle=False)
+        """The development set, in order; every process hears a part of each batch."""
+        share = Share(ranks.world(), (ranks.rank(),))
+        return self.dev.batches(self.tokens, EVALUATION_BATCH_SECONDS, learnt=False, share=share)
 
-    def _batches(self, epoch: int) -> Batches:
-        recipe = self.recipe
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch that is under way, and how many of its batches are done."""
+        trainer = cast("L.Trainer", self.trainer)
+        return {"done": (trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.completed)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._done = state["done"]
+
+    def _batches(self, epoch: int, skip: int = 0) -> Batches:
+        """One after another, the parts of each batch that fall to this process."""
+        recipe, world = self.recipe, ranks.world()
         return self.corpus.batches(
-            self.tokens, recipe.batch_seconds, seed=recipe.seed, epoch=epoch, augmentation=recipe.augmentation
+            self.tokens,
+            recipe.batch_seconds,
+            seed=recipe.seed,
+            epoch=epoch,
+            augmentation=recipe.augmentation,
+            share=Share(world * recipe.accumulate, range(ranks.rank(), world * recipe.accumulate, world), skip),
         )
-
-
-class _Lines(Callback):
-    """Progress as lines, for logs: every hundred steps the loss, the rate and the time that is left."""
-
-    def __init__(self, steps: int, every: int = 100) -> None:
-        self.steps, self.every = steps, every
-        self._began: tuple[float, int] | None = None
-        self._losses: list[float] = []
-
-    def on_train_batch_end(self, trainer: L.Trainer, _: object, outputs: Any, *__: object) -> None:  # noqa: ANN401
-        """Print a line now and then."""
-        self._losses.append(float(outputs["loss"]))
-        now, step = time.monotonic(), trainer.global_step
-        began, first = self._began = self._began or (now, step)
-        if step % self.every or step == first:
-            return
-        pace = (now - began) / (step - first)
-        loss = sum(self._losses) / len(self._losses)
-        self._losses.clear()
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        left = max(0, self.steps - step) * pace / 60
-        print(  # noqa: T201 - progress is what a callback of this name is for
-            f"epoch {trainer.current_epoch} step {step}/{self.steps} loss {loss:.3f} lr {rate:.2e} "
-            f"{pace:.3f} s/step {left:.0f} min left",
-            flush=True,
-        )
-
-    def on_validation_end(self, trainer: L.Trainer, *_: object) -> None:
-        """Print the word error rate."""
-        wer = float(trainer.callback_metrics.get("dev_wer_percent", float("nan")))
-        print(f"epoch {trainer.current_epoch} dev WER {wer:.2f} %", flush=True)  # noqa: T201 - as above
-
-
-def _keep_last(output: Path) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        dirpath=output,
-        filename=Path(LAST).stem,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
 
 
 def require_free_run(output: Path, *, resume: bool) -> None:

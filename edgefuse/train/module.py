@@ -5,8 +5,14 @@ CTC, Sanabria and Metze 2018). It hears characters alone at first: with word pie
 steps where CTC begins, with the same few words for every utterance. The second head belongs to the training and is no part
 of the checkpoint.
 
+A step may be shared by several processes, and may take several backward passes (`Recipe.accumulate`): each part of its batch
+has a loss that counts for as much as the part has utterances, the mean of all parts is the loss of the batch, and schedules
+count steps. Of a batch norm each part has statistics of its own, where the norm does not gather those of all processes; how far
+the running ones move is corrected, so that a step moves them as far as one batch would. Averages, statistics, losses and the
+optimizer stay in float32 where the layers compute in bf16.
+
 A `Taught` training has a teacher instead, the same encoder as it was before it lost its bits or its LayerNorms
-(self-distillation, Hinton et al. 2015).
+(self-distillation, Hinton et al. 2015). Its loss is per frame; parts of a batch weigh there by their utterances all the same.
 """
 
 from __future__ import annotations
@@ -15,8 +21,9 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -28,14 +35,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from edgefuse.decode.greedy import greedy_text
-from edgefuse.decode.tokens import BLANK_ID, Tokens, character_tokens
+from edgefuse.decode.spaceless import units
+from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import TrainingDiverged
 from edgefuse.model import FULL, SUBSAMPLING, Context, Encoder
 from edgefuse.model.streaming import valid_frames
 from edgefuse.quantize.encoder import Rounding
+from edgefuse.train import ranks
 from edgefuse.train.batches import Batch
-from edgefuse.train.recipe import CHUNK_FRAMES, LEFT_FRAMES, Recipe
-from edgefuse.verify.wer import WordErrors, count_word_errors
+from edgefuse.train.diagnosis import culprit
+from edgefuse.train.pieces import characters_in
+from edgefuse.train.recipe import CHUNK_MS, LEFT_MS, Recipe
+from edgefuse.verify.wer import WordErrors, count_word_errors, total
 
 Answer = Callable[[Tensor, Tensor, Context], tuple[Tensor, Tensor]]  # as an encoder answers
 
@@ -54,6 +65,10 @@ class Steps(L.LightningModule, ABC):
         decay = recipe.average_decay
         self.average = AveragedModel(encoder, multi_avg_fn=lambda a, w, n: _average_in(a, w, n, decay))
         self.average.requires_grad_(requires_grad=False)
+        self.step_loss, self.gradient_norm = math.nan, math.nan  # of the last whole step, of all its parts
+        self._losses: list[float] = []
+        self._latest: tuple[Batch, Context] | None = None
+        self._norms = [(m, m.momentum) for m in encoder.modules() if isinstance(m, nn.BatchNorm1d) and m.momentum is not None]
         self._errors: list[WordErrors] = []
 
     @abstractmethod
@@ -70,20 +85,43 @@ class Steps(L.LightningModule, ABC):
         return cast("Encoder", self.average.module)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """The loss of a batch."""
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step)
-        loss = self.loss(batch, draw_context(self.recipe, self.global_step))
-        if not math.isfinite(float(loss.detach())):
-            raise TrainingDiverged(
-                f"The loss of step {self.global_step} is {float(loss.detach())}.",
-                hint="Resume from the last epoch with a lower --learning-rate, or look for broken recordings.",
-            )
-        self.log("loss", loss.detach(), batch_size=len(batch.texts))
+        """The loss of a part of a batch, for its share."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.global_step + batch.part * 1_000_000_007)
+        self._correct_momenta(len(self._losses))
+        self._latest = batch, draw_context(self.recipe, self.global_step, self.encoder.config.frame_ms)
+        loss = batch.share * self.loss(*self._latest)
+        mean = float(ranks.summed(loss.detach().clone())) / ranks.world()  # all processes stop where one has to
+        if not math.isfinite(mean):
+            raise self._diverged(f"The loss of step {self.global_step} is {mean}")
+        self._losses.append(mean)
         return loss
 
-    def on_train_batch_end(self, *_: object) -> None:
-        """Move the average towards the new weights."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - Lightning's
+        """A step, and one of the average towards the new weights."""
+        super().optimizer_step(*arguments, **options)
         self.average.update_parameters(self.encoder)
+        self.step_loss = sum(self._losses) / len(self._losses)
+        self._losses = []
+
+    def _correct_momenta(self, done: int) -> None:
+        """Let the running statistics of a step of N parts move as far as those of one batch with momentum m would.
+
+        With m_i = (m / N) / (1 - (N - 1 - i) m / N) for part i from 0, running <- (1 - m) running + m mean over the parts:
+        each weighs m / N, as it should. Means are then those of one batch; variances are so but for the variance between the
+        means of parts, which vanishes as parts grow.
+        """
+        parts = self.recipe.accumulate
+        if parts > 1:
+            for norm, momentum in self._norms:
+                norm.momentum = momentum / parts / (1 - (parts - 1 - done) * momentum / parts)
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        """The error that names the layer; every process looks, since norms may gather statistics of all."""
+        told = culprit(self, lambda: self._latest and self.loss(*self._latest))
+        return TrainingDiverged(
+            f"{what}: {told}.",
+            hint="Go on from the last checkpoint with --resume and a lower --learning-rate, or look for broken recordings.",
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Forget the errors of the last validation."""
@@ -91,12 +129,13 @@ class Steps(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Count the word errors of the average."""
-        self._errors.append(batch_errors(partial(self.answer, self.averaged), batch, self.tokens))
+        if batch.share:
+            self._errors.append(batch_errors(partial(self.answer, self.averaged), batch, self.tokens))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the word error rate."""
-        errors = sum(self._errors, WordErrors(0, 0, 0, 0, 0))
-        self.log("dev_wer_percent", errors.wer_percent)
+        """Log the word error rate, of what all processes have heard."""
+        counts = ranks.summed(torch.tensor(astuple(total(self._errors)), device=self.device))
+        self.log("dev_wer_percent", WordErrors(*counts.tolist()).wer_percent)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine; vectors (biases, norms) do not decay."""
@@ -115,7 +154,12 @@ class Steps(L.LightningModule, ABC):
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: object, **__: object) -> None:  # noqa: ARG002
         """Clip by the norm of the whole gradient; Lightning's own refuses fused optimizers, for a scaler that we lack."""
-        torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.recipe.largest_gradient)
+        parameters = [p for p in self.encoder.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.gradient_norm = float(norm)
+        if not math.isfinite(self.gradient_norm):  # clipping would spread it over all layers
+            raise self._diverged(f"The norm of the gradient of step {self.global_step} is {self.gradient_norm}")
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.recipe.largest_gradient, norm)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:  # noqa: ARG002
         """Move a batch; Lightning itself refuses to move frozen dataclasses."""
@@ -130,7 +174,7 @@ class Training(Steps):
         super().__init__(encoder, tokens, recipe, steps)
         self._encoded: list[Tensor] = []
         self.spelled = -(-encoder.config.reduction // SUBSAMPLING)  # characters per frame: speech has more than one in 80 ms
-        self.characters = nn.Linear(encoder.config.dimension, self.spelled * len(character_tokens()))
+        self.characters = nn.Linear(encoder.config.dimension, self.spelled * len(characters_in(tokens)))
         encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
@@ -207,12 +251,13 @@ def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: T
     return F.ctc_loss(log_probabilities, targets, lengths, target_lengths, blank=BLANK_ID, zero_infinity=True)
 
 
-def draw_context(recipe: Recipe, step: int) -> Context:
+def draw_context(recipe: Recipe, step: int, frame_ms: int) -> Context:
     """Full attention, or for ``chunked_share`` of the steps chunks with some past, as WeNet trains U2 (dynamic chunks)."""
     draw = Generator().manual_seed(recipe.seed * 1_000_003 + step)
     if float(torch.rand((), generator=draw)) >= recipe.chunked_share:
         return FULL
-    chunk, left = (int(torch.randint(fewest, most + 1, (), generator=draw)) for fewest, most in (CHUNK_FRAMES, LEFT_FRAMES))
+    spans = ((fewest // frame_ms, most // frame_ms + 1) for fewest, most in (CHUNK_MS, LEFT_MS))
+    chunk, left = (int(torch.randint(max(1, fewest), most, (), generator=draw)) for fewest, most in spans)
     return Context(chunk, left)
 
 
@@ -229,12 +274,12 @@ def batch_errors(answer: Answer, batch: Batch, tokens: Tokens, context: Context 
     """Word errors of greedy search over one batch."""
     logits, lengths = answer(batch.features, batch.lengths, context)
     texts = [greedy_text(row[:count].float().cpu(), tokens) for row, count in zip(logits, lengths.tolist(), strict=True)]
-    return count_word_errors(batch.texts, texts)
+    return count_word_errors(*units(batch.texts, texts))
 
 
 def evaluate(answer: Answer, batches: Iterable[Batch], tokens: Tokens, context: Context = FULL) -> WordErrors:
     """Word errors of greedy search over a test set."""
-    return sum((batch_errors(answer, batch, tokens, context) for batch in batches), WordErrors(0, 0, 0, 0, 0))
+    return total(batch_errors(answer, batch, tokens, context) for batch in batches)
 
 
 def _average_in(averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int, decay: float) -> None:

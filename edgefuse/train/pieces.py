@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from edgefuse.decode.tokens import BLANK, Tokens, character_tokens
+from edgefuse.decode.spaceless import is_spaceless
+from edgefuse.decode.tokens import BLANK, SPACE, Tokens, character_tokens
 
 
-def learn_tokens(texts: Iterable[str], size: int) -> Tokens:
+def characters_of(texts: Iterable[str]) -> Tokens:
+    """What spells these texts: the English characters, or, where these do not do, the space and what occurs."""
+    english = character_tokens()
+    used = {SPACE} | {character for text in texts for character in text.replace(" ", SPACE)}
+    return english if used <= set(english.symbols) else Tokens((BLANK, *sorted(used)))
+
+
+def characters_in(tokens: Tokens) -> Tokens:
+    """The tokens that are one character; they spell whatever the vocabulary spells."""
+    return Tokens((BLANK, *(symbol for symbol in tokens.symbols[1:] if len(symbol) == 1)))
+
+
+def learn_tokens(texts: Sequence[str], size: int) -> Tokens:
     """``size`` tokens, the blank and every character included; as many as there are characters, or fewer: just these.
 
-    Byte-pair encoding by sentencepiece: the same texts in the same order give the same pieces.
+    Characters are English, or those of the texts. Chinese is spelled in them alone: a corpus has some thousands. Pieces are
+    learnt by byte-pair encoding (sentencepiece): the same texts in the same order give the same pieces.
     """
-    characters = character_tokens()
-    if size <= len(characters):
+    characters = characters_of(texts)
+    if size <= len(characters) or any(map(is_spaceless, characters.symbols)):
         return characters
     import sentencepiece
 

@@ -13,8 +13,8 @@ from edgefuse.model.architecture import encoder_config
 from edgefuse.model.config import Norm
 from edgefuse.train.augment import Augmentation
 
-CHUNK_FRAMES = (4, 32)  # encoder frames: 0.16 s to 1.28 s, the chunks that a device would stream with
-LEFT_FRAMES = (16, 96)  # encoder frames: 0.64 s to 3.84 s
+CHUNK_MS = (160, 1280)  # the chunks that a device would stream with
+LEFT_MS = (640, 3840)
 ARCHITECTURE = (
     "preset",
     "norm",
@@ -34,7 +34,8 @@ class Recipe:
     epochs: int = 7
     epoch_batches: int | None = None  # how many of the corpus an epoch draws; None: all
     seed: int = 0
-    batch_seconds: float = 56.0  # of speech; about 16 utterances of a voice assistant
+    batch_seconds: float = 56.0  # of speech, in each process; about 16 utterances of a voice assistant
+    accumulate: int = 1  # how many such batches each process hears for one step
     peak_learning_rate: float = 2e-3
     last_learning_rate: float = 2e-5
     warm_up_share: float = 0.08  # of all steps
@@ -48,6 +49,8 @@ class Recipe:
     second_pass_share: float = 0.5  # of the loss of a cascade over the vocabulary: what its second pass answers
     sampled_depth: bool = False  # each step runs so many layers as it draws: Layer Consistency [R abstract]; see module.py
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
+    patience: int | None = None  # end after so many epochs without a better dev WER, and keep the best average, not the last
+    checkpoint_minutes: float = 10.0  # between two checkpoints at most, besides those after every epoch; 0: after every step
     unified_warm_up: int = (
         4000  # iterations before Unified Normalization trusts its window [R]; in a shorter training it never does
     )
@@ -64,8 +67,13 @@ class Recipe:
             raise UsageError(f"{self.chunked_share} is no share of the steps.", hint="Pass --chunked-share 0 to 1.")
         if not 0 <= self.second_pass_share <= 1:
             raise UsageError(f"{self.second_pass_share} is no share of a loss.", hint="Set second_pass_share to 0 .. 1.")
-        if self.batch_seconds <= 0:
-            raise UsageError(f"A batch of {self.batch_seconds} s holds no utterance.")
+        for count, option in ((self.accumulate, "accumulate"), (self.patience, "patience")):
+            if count is not None and count < 1:
+                raise UsageError(f"{count} is too few for --{option}.", hint=f"Pass --{option} 1 or more.")
+        if not self.checkpoint_minutes >= 0:
+            raise UsageError(f"{self.checkpoint_minutes} minutes are no time.", hint="Pass --checkpoint-minutes 0 or more.")
+        if not self.batch_seconds > 0:
+            raise UsageError(f"A batch of {self.batch_seconds} s holds no utterance.", hint="Pass --batch-seconds 10 or more.")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""

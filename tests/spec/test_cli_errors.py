@@ -177,6 +177,15 @@ COMMANDS = {
     "evaluate_without_speech": ["evaluate", "HERE/bundle", "--speech", "HERE/diary"],
     "evaluate_another_set": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--set", "heard"],
     "evaluate_a_stream_that_is_none": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--stream"],
+    "average_of_one": ["average", "HERE/checkpoint", "-o", "HERE/new"],
+    "average_without_speech": ["average", "HERE/checkpoint", "HERE/checkpoint", "-o", "HERE/new"],
+    "average_of_what_is_folded": ["average", "HERE/checkpoint", "HERE/folded", "-o", "HERE/new"],
+    "average_of_another_architecture": ["average", "HERE/checkpoint", "HERE/other", "-o", "HERE/new"],
+    "train_on_no_corpus": ["train", "--speech", "HERE/diary", "-o", "HERE/new"],
+    "train_on_no_speech_at_a_time": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--batch-seconds", "0"],
+    "train_with_no_patience": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--patience", "0"],
+    "train_with_nothing_accumulated": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--accumulate", "0"],
+    "train_with_checkpoints_before_time": [*["train", "--speech", "HERE/diary", "-o", "HERE/new", "--checkpoint-minutes", "-1"]],
     "no_weights_to_convert": ["convert", "HERE/no.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"],
     "no_config_to_convert_with": [
         *["convert", "HERE/weights.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"]
@@ -224,6 +233,7 @@ def here(checkpoint_folder, bundle_folder, speech, tmp_path):
     torch.save({"ctc.weight": torch.zeros(2, 2)}, tmp_path / "bare.pt")
     torch.save({"frontend.mean": torch.zeros(80), "frontend.istd": torch.ones(80)}, tmp_path / "weights.pt")
     torch.save({"weights": Opener()}, tmp_path / "code.pt")
+    assert cli.run(["new", "--preset", "tiny", "-o", str(tmp_path / "other")]) == 0
     assert cli.run(["fold", str(checkpoint_folder), "-o", str(tmp_path / "folded")]) == 0
     assert bundle_folder.is_dir()
     return tmp_path

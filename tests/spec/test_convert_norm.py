@@ -16,7 +16,7 @@ from edgefuse.model.normalization import LayerNorm, RepBatchNorm
 from edgefuse.train.annealed import Annealed, AnnealedGate, AnnealedNorm, anneal, annealed, settled
 from edgefuse.train.closeness import _fit, begin_close
 from edgefuse.train.convert_norm import Conversion, convert_norm, fit
-from edgefuse.train.loop import load_speech
+from edgefuse.train.loop import open_speech
 from edgefuse.train.recipe import CONVERSION
 from edgefuse.values import Refusal
 from tests.conftest import a_checkpoint
@@ -124,7 +124,7 @@ def test_lambda_goes_from_one_to_zero_over_its_share_of_the_steps(corpus, tmp_pa
 
     monkeypatch.setattr(Conversion, "training_step", watched)
     before = a_conformer()
-    spoken, dev = (load_speech(corpus, name, corpus / "features") for name in ("train", "dev"))
+    spoken, dev = (open_speech(corpus).load(name) for name in ("train", "dev"))
     recipe = replace(QUICK, anneal_share=0.5)
     training = fit(before, spoken, dev, tmp_path, recipe)
     shares = [share for (share,) in seen]
@@ -136,7 +136,7 @@ def test_lambda_goes_from_one_to_zero_over_its_share_of_the_steps(corpus, tmp_pa
 
 def test_an_interrupted_conversion_ends_with_the_same_weights(corpus, tmp_path, monkeypatch):
     before = a_conformer()
-    spoken, dev = (load_speech(corpus, name, corpus / "features") for name in ("train", "dev"))
+    spoken, dev = (open_speech(corpus).load(name) for name in ("train", "dev"))
 
     whole = fit(before, spoken, dev, tmp_path / "whole", QUICK)
     with monkeypatch.context() as patch:  # the power goes at the second epoch's start

@@ -28,7 +28,7 @@ from edgefuse.quantize.scheme import SCHEMES, Scheme
 from edgefuse.refold import fold_exactly
 from edgefuse.speech import COLUMNS
 from edgefuse.train.finetune import fine_tune, fit, settled
-from edgefuse.train.loop import load_speech
+from edgefuse.train.loop import open_speech
 from edgefuse.train.module import FineTuning, divergence
 from edgefuse.train.recipe import FINE_TUNING
 from edgefuse.values import FoldedModel
@@ -200,13 +200,13 @@ def corpus(tmp_path_factory):
     write_corpus(folder, "seen", ["cab", "da"])
     write_corpus(folder, "unseen", ["dab", "ca"])
     for name in ("train", "dev", "seen", "unseen"):
-        load_speech(folder, name, folder / "features")
+        open_speech(folder).load(name)
     return folder
 
 
 @pytest.fixture(scope="module")
 def spoken(corpus):
-    return load_speech(corpus, "train", corpus / "features"), load_speech(corpus, "dev", corpus / "features")
+    return open_speech(corpus).load("train"), open_speech(corpus).load("dev")
 
 
 @pytest.fixture(scope="module")
