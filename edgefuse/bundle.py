@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgefuse.frontend.log_mel import FrontendSpec
 from edgefuse.model.config import EncoderConfig
+from edgefuse.model.cost import parameters
 from edgefuse.quantize.scheme import Scheme, scheme_of
 from edgefuse.values import (
     INPUTS,
@@ -21,6 +22,7 @@ from edgefuse.values import (
     Artifact,
     Check,
     Input,
+    Origin,
     Precision,
     Refusal,
     Streaming,
@@ -170,6 +172,7 @@ class Bundle:
         references: what the model said of the test set, in each mode.
         exports: the artifacts.
         tools: versions of what made it.
+        origin: the deeper checkpoint that the checkpoint's blocks are the lowest of, if they are.
     """
 
     folder: Path
@@ -188,6 +191,7 @@ class Bundle:
     references: Mapping[str, Reference]
     exports: tuple[Export, ...]
     tools: Mapping[str, str]
+    origin: Origin | None = None
 
     @property
     def passed(self) -> bool:
@@ -199,10 +203,16 @@ def to_json(bundle: Bundle, files: Mapping[str, Mapping[str, Any]]) -> dict[str,
     """What stands in `edgefuse.json`, its own digest apart; `files` maps relative paths to size and sha256."""
     return {
         "schema": SCHEMA,
-        "model": {"name": bundle.config.name, "config": bundle.config.to_json(), "tokens": "tokens.txt"},
+        "model": {
+            "name": bundle.config.name,
+            "config": bundle.config.to_json(),
+            "tokens": "tokens.txt",
+            **_parameters(bundle.config),
+        },
         "lineage": {
             "checkpoint": bundle.checkpoint,
             "folded": bundle.folded,
+            **origin_to_json(bundle.origin),
             "artifacts": {export.artifact.target: export.digest for export in bundle.exports},
         },
         "precision": bundle.precision,
@@ -251,7 +261,23 @@ def from_json(folder: Path, fields: Mapping[str, Any], tokens: tuple[str, ...], 
         references=references,
         exports=tuple(_export_from_json(folder, fields, export, references) for export in fields["artifacts"]),
         tools=fields["tools"],
+        origin=origin_of(fields["lineage"]),
     )
+
+
+def _parameters(config: EncoderConfig) -> dict[str, Any]:
+    """How many parameters are stored and run, where these are two numbers."""
+    return {"parameters": dataclasses.asdict(parameters(config))} if config.shared_blocks else {}
+
+
+def origin_to_json(origin: Origin | None) -> dict[str, Any]:
+    """The deeper checkpoint, where there is one."""
+    return {} if origin is None else {"cut_from": dataclasses.asdict(origin)}
+
+
+def origin_of(fields: Mapping[str, Any]) -> Origin | None:
+    """Read it back."""
+    return Origin(**fields["cut_from"]) if "cut_from" in fields else None
 
 
 def _export_to_json(folder: Path, export: Export) -> dict[str, Any]:

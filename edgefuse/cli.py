@@ -94,6 +94,14 @@ def architecture_option(command: Command) -> Command:
     return click.option("--architecture", type=PATH, metavar="FILE", help=told)(command)
 
 
+def depth_options(command: Command) -> Command:
+    """`--depth` and `--reestimate`, on every command that folds."""
+    told = "First estimate the batch statistics again, on this speech."
+    command = click.option("--reestimate", type=PATH, metavar="SPEECH", help=told)(command)
+    told = "Only so many layers, the lowest; a model whose layers were sampled in training understands any.  [default: all]"
+    return click.option("--depth", type=int, metavar="N", help=told)(command)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgefuse")
 def cli() -> None:
@@ -119,12 +127,18 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 @cli.command()
 @click.argument("checkpoint", type=PATH)
 @output_options
-@click.option("--reestimate", type=PATH, metavar="SPEECH", help="First estimate the batch statistics again, on this speech.")
+@depth_options
 @click.option("--chunk-ms", type=float, help="Estimate them in chunks of so long.")
 @left_context_option
 @verbose_option
 def fold(
-    checkpoint: Path, output: Path, overwrite: bool, reestimate: Path | None, chunk_ms: float | None, left_context_ms: float
+    checkpoint: Path,
+    output: Path,
+    overwrite: bool,
+    depth: int | None,
+    reestimate: Path | None,
+    chunk_ms: float | None,
+    left_context_ms: float,
 ) -> None:
     """Fold every norm of CHECKPOINT into its neighbours, in float64, and write the folded model."""
     from edgefuse.lower import Chunks
@@ -133,7 +147,7 @@ def fold(
 
     chunks = None if chunk_ms is None else Chunks(chunk_ms, left_context_ms)
     with terminal.step("Folding"):
-        folded, exact = refold(checkpoint, output, speech=reestimate, chunks=chunks, overwrite=overwrite)
+        folded, exact = refold(checkpoint, output, depth=depth, speech=reestimate, chunks=chunks, overwrite=overwrite)
     click.echo(rows.fold_line(folded, exact, output))
 
 
@@ -160,6 +174,7 @@ def fold(
 @click.option(
     "--input", "hears", type=click.Choice(INPUTS), default="features", show_default=True, help="pcm: samples, the log-mel inside."
 )
+@depth_options
 @output_options
 @click.option("--speech", type=PATH, help="Verify on this folder of speech instead of the shipped one.")
 @click.option("--baseline", type=PATH, metavar="CHECKPOINT", help="Time this checkpoint in turns with it; it is not kept.")
@@ -177,6 +192,8 @@ def export(
     left_context_ms: float,
     state: str,
     hears: Input,
+    depth: int | None,
+    reestimate: Path | None,
     output: Path,
     overwrite: bool,
     speech: Path | None,
@@ -192,13 +209,14 @@ def export(
 
     shapes = _shapes(seconds, chunk_ms, left_context_ms, held=state == "held")
     moved, picture = _bars(bars), _picture(precision)
-    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration, moved, picture)
+    order = Order(chosen, _precision(precision), *shapes, hears, speech, baseline, calibration, moved, picture, depth, reestimate)
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.verified_json(verified))
     else:
         terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
-        click.echo("\n".join([*rows.moved_lines(verified), *rows.streaming_lines(verified.bundle), f"Bundle: {output}"]))
+        told = [*rows.moved_lines(verified), *rows.streaming_lines(verified.bundle), *rows.depth_lines(verified.bundle)]
+        click.echo("\n".join([*told, f"Bundle: {output}"]))
 
 
 @cli.command()
@@ -819,6 +837,46 @@ def train(
     else:
         columns = rows.CHARACTER_ERRORS if trained.characters else rows.ERRORS
         terminal.show_table(columns, rows.error_rows(trained.errors), title=str(trained.folder))
+
+
+@cli.command()
+@click.option("--speech", type=PATH, required=True, help="A corpus folder; its transcripts are not read.")
+@click.option("-o", "--output", type=PATH, required=True, help="The run's folder; its checkpoint is in `checkpoint`.")
+@click.option("--preset", help="study, tiny, small or base.  [default: tiny]")
+@click.option("--norm", type=click.Choice(("batch", "layer")), help="FusionFormer, or its twin.  [default: batch]")
+@architecture_option
+@click.option("--layers-sampled", "sampled_depth", is_flag=True, default=None, help="A step runs 1 to all layers, as it draws.")
+@click.option("--epochs", type=int, help="[default: the recipe's]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int, default=1, show_default=True)
+@click.option("--learning-rate", "peak_learning_rate", type=float, help="Of the peak.  [default: the recipe's]")
+@click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
+@click.option("--resume", is_flag=True, help="Go on from the last whole epoch.")
+@json_option
+def pretrain(
+    speech: Path,
+    output: Path,
+    resume: bool,
+    threads: int,
+    architecture: Path | None,
+    as_json: bool,
+    **recipe: Any,  # noqa: ANN401 - the recipe's own fields
+) -> None:
+    """Train an encoder on speech without transcripts, to say what is hidden from it; `train --from` goes on from there."""
+    from edgefuse.report import rows, terminal
+    from edgefuse.train.pretrain import PRETRAINING
+    from edgefuse.train.pretrain import pretrain as run
+
+    told = {name: value for name, value in recipe.items() if value is not None}
+    if architecture is not None:
+        told |= _architecture(architecture, told)
+    pretrained = run(speech, output, replace(PRETRAINING, **told), resume=resume, threads=threads)
+    if pretrained is None:
+        return
+    if as_json:
+        terminal.show_json(rows.pretrained_json(pretrained))
+    else:
+        click.echo(rows.pretrained_line(pretrained))
 
 
 @cli.command()

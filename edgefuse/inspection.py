@@ -9,8 +9,7 @@ from typing import Any
 from edgefuse import checkpoint as checkpoints
 from edgefuse import store
 from edgefuse.fold import plan
-from edgefuse.model.cost import cost
-from edgefuse.model.normalization import STATISTICS
+from edgefuse.model.cost import cost, parameters
 from edgefuse.values import Checkpoint, Fold, Refusal
 
 SECONDS = 5.12  # the length of utterance that the attention is counted for
@@ -25,8 +24,13 @@ class Inspection:
 
     @property
     def parameters(self) -> int:
-        """Trained values: weights, biases, gains; no statistics."""
-        return sum(t.numel() for name, t in self.checkpoint.weights.items() if not name.endswith(STATISTICS))
+        """Trained values: weights, biases, gains; no statistics. Those of shared blocks count once, as they are stored."""
+        return parameters(self.checkpoint.config).stored
+
+    @property
+    def parameters_run(self) -> int:
+        """The same, those of shared blocks as often as they are run."""
+        return parameters(self.checkpoint.config).run
 
     @property
     def macs_per_second(self) -> int:
@@ -51,6 +55,7 @@ class Inspection:
             "config": config.to_json(),
             "digest": self.checkpoint.digest,
             "parameters": self.parameters,
+            "parameters_run": self.parameters_run,
             "macs_per_second": self.macs_per_second,
             "seconds": SECONDS,
             "plan": store.plan_to_json(self.plan),

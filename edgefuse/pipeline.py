@@ -28,7 +28,7 @@ from edgefuse.quantize.plan import require_one_pass
 from edgefuse.quantize.prepare import prepare
 from edgefuse.quantize.scheme import Scheme
 from edgefuse.recognize import Heard, frontend_of, hear
-from edgefuse.refold import fold_exactly
+from edgefuse.refold import fold_exactly, require_apart, to_fold
 from edgefuse.report.page import PAGE, page
 from edgefuse.speech import TestSet, read_speech, shipped
 from edgefuse.target import Target, find
@@ -66,6 +66,8 @@ class Order:
         bars: those of the gate that are moved, as `edgefuse.verify.gate.read_bars` reads them.
         baseline: another checkpoint, say the LayerNorm Conformer that this one replaces: it is exported to the same targets,
             timed in turns with them, and not kept.
+        depth: how many of the checkpoint's blocks are exported, from the bottom up; all by default.
+        reestimate: a folder of speech on which its batch statistics are estimated first, at that depth, of whole utterances.
     """
 
     targets: tuple[str, ...]
@@ -78,6 +80,8 @@ class Order:
     calibration: Path | None = None
     bars: Mapping[str, float] = field(default_factory=dict)
     picture: Path | None = None
+    depth: int | None = None
+    reestimate: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +103,14 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
     store.require_free_bundle(output, overwrite=overwrite)
     shelf = {name: find(name) for name in order.targets}
     with tell("Checking the checkpoint"):
-        checkpoint = checkpoints.read(folder)
+        estimated = read_speech(order.reestimate) if order.reestimate else None
+        checkpoint, origin = to_fold(folder, order.depth, estimated)
         other = _lower(fold(checkpoints.read(order.baseline)), order) if order.baseline else None
     with tell("Folding"):
         folded, exact = fold_exactly(folder, checkpoint)
     test_set = read_speech(order.speech or shipped())
+    if estimated is not None:
+        require_apart(estimated, test_set)
     program, frontend = _lower(folded, order), frontend_of(checkpoint)
     if isinstance(order.precision, Scheme):
         with tell("Calibrating"):
@@ -130,6 +137,7 @@ def export(folder: Path, output: Path, order: Order, *, overwrite: bool = False,
             references=references,
             exports=(),
             tools=versions(order.targets),
+            origin=origin or folded.origin,
         )
         artifacts = [_export(name, target, program, draft, tell) for name, target in shelf.items()]
         bundle = dataclasses.replace(bundle, exports=_verify(bundle, artifacts, heard, order.bars, tell))

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from edgefuse import checkpoint
 from edgefuse.atomic import draft, require_free
-from edgefuse.bundle import SCHEMA, Bundle, Golden, Reference, from_json, to_json
+from edgefuse.bundle import SCHEMA, Bundle, Golden, Reference, from_json, origin_of, origin_to_json, to_json
 from edgefuse.errors import BadConfig, ChangedBundle, EdgefuseError, MissingFile, NotABundle
 from edgefuse.fold import Exactness
 from edgefuse.values import ENCODED, Checkpoint, Fold, FoldedModel, Refusal
@@ -109,6 +109,7 @@ def write_folded(output: Path, folded: FoldedModel, exactness: Exactness, *, ove
             "folded": folded.digest,
             "relative_error_float64": {"end_to_end": exactness.end_to_end, "worst_site": exactness.worst_site},
             "plan": plan_to_json(folded.plan),
+            **origin_to_json(folded.origin),
         }
         (folder / PLAN).write_bytes(_render(plan))
 
@@ -144,7 +145,7 @@ def read_plan(folder: Path, folded: Checkpoint) -> FoldedModel | None:
             for site in fields["plan"]
         )
         matches = fields["folded"] == folded.digest
-        return FoldedModel(folded, plan, parent=str(fields["parent"])) if matches else None
+        return FoldedModel(folded, plan, str(fields["parent"]), origin_of(fields)) if matches else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

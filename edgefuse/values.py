@@ -82,6 +82,21 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The deeper checkpoint whose lowest blocks a model is.
+
+    Attributes:
+        checkpoint: its digest.
+        layers: how many it has.
+        statistics: digest of the speech on which batch statistics were estimated at the new depth; "": they are the old ones.
+    """
+
+    checkpoint: str
+    layers: int
+    statistics: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FoldedModel:
     """A checkpoint after the fold.
 
@@ -89,11 +104,13 @@ class FoldedModel:
         checkpoint: float64 weights; its config says `folded`.
         plan: what was folded and what was refused.
         parent: digest of the checkpoint before the fold.
+        origin: the deeper checkpoint that this one's blocks are the lowest of, if they are.
     """
 
     checkpoint: Checkpoint
     plan: tuple[Fold | Refusal, ...]
     parent: str
+    origin: Origin | None = None
 
     @property
     def digest(self) -> str:

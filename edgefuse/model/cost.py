@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from edgefuse.model.config import FEATURE_HOP_MS, SUBSAMPLINGS, BlockShape, EncoderConfig
+from edgefuse.model.fusionformer import Encoder
 
 SECOND_MS = 1000
 
@@ -85,3 +88,20 @@ def _state(block: BlockShape) -> int:
     """A Performer adds to its state, and asks it: per head d_k (d_k + 1) each."""
     each = block.heads * block.head_dimension * (block.head_dimension + 1)
     return 2 * each * block.frames if block.attention == "performer" else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Trained values, statistics left out: how many are stored, and how many are run with; shared blocks run several times."""
+
+    stored: int
+    run: int
+
+
+def parameters(config: EncoderConfig) -> Parameters:
+    """Count those of an encoder."""
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    stored = sum(each.numel() for each in encoder.parameters())
+    block = sum(each.numel() for each in encoder.blocks.parameters())
+    return Parameters(stored, stored + (block * (config.layers - 1) if config.shared_blocks else 0))

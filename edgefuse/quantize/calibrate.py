@@ -22,7 +22,7 @@ from edgefuse.model import Encoder
 from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.observe import Hearing, Histogram, Range, observe, products
 from edgefuse.quantize.plan import require_one_pass
-from edgefuse.quantize.scheme import Clipping
+from edgefuse.quantize.scheme import Clipping, require_blocks_apart
 from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.speech import TestSet, read_speech
 from edgefuse.values import FoldedModel, Mode, Program, Streaming
@@ -98,8 +98,10 @@ def calibrate(folded: FoldedModel, program: Program, speech: TestSet) -> Calibra
 
     Raises:
         BadCalibration: speech that no range should be taken from.
+        BadScheme: a model whose blocks are shared.
     """
     require_one_pass(folded.checkpoint.config)
+    require_blocks_apart(folded.checkpoint.config)
     heard = hear(speech, frontend_of(folded.checkpoint))
     _require_speech(heard, speech)
     modes = _observed(folded, program, heard)

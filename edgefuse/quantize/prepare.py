@@ -19,6 +19,7 @@ from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.graph import BITS, dequantized, in_whole_blocks, round_weights
 from edgefuse.quantize.palette import PALETTE, palettized
 from edgefuse.quantize.plan import asked, require_one_pass
+from edgefuse.quantize.scheme import require_blocks_apart
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,6 +38,7 @@ def prepare(folded: FoldedModel, scheme: Scheme, graph: nn.Module, calibration: 
     """
     require_one_pass(folded.checkpoint.config)
     checkpoint = folded.checkpoint
+    require_blocks_apart(checkpoint.config)
     source = equalized(folded, calibration.peaks).checkpoint if calibration and scheme.equalize else checkpoint
     means = calibration.means(equalized=scheme.equalize) if calibration and scheme.bias_correction else {}
     heard = calibration.products(equalized=scheme.equalize) if calibration and scheme.rounding == "gptq" else {}

@@ -48,6 +48,7 @@ from edgefuse.values import FLOAT
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgefuse.model import EncoderConfig
     from edgefuse.values import Precision
 
 LayerPrecision = Literal["fp32", "int8", "int8-dynamic", "int8-weights", "int4-weights", "palette4-weights", "int8-a16"]
@@ -216,3 +217,16 @@ def scheme_of(fields: Mapping[str, Any]) -> Scheme:
 def _require_choice(told: str, value: object, choices: tuple[str, ...] | tuple[int, ...]) -> None:
     if value not in choices or type(value) is not type(choices[0]):
         raise BadScheme(f"The scheme says {told} = {value!r}.", hint=f"It can be: {', '.join(map(str, choices))}")
+
+
+def require_blocks_apart(config: EncoderConfig) -> None:
+    """Raise `BadScheme` for blocks that are one and the same: a value of theirs would need one range for all depths.
+
+    Nor would every runtime take it: LiteRT's quantizer wants a name of its own for every tensor.
+    """
+    if config.shared_blocks and config.layers > 1:
+        raise BadScheme(
+            f"The {config.layers} blocks of this model are one, and its values have another range at every depth: "
+            "it is not quantized.",
+            hint="Its weights are stored once already; halve them with: --precision fp16",
+        )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgefuse.search import Found
     from edgefuse.target import Target
     from edgefuse.train.loop import Trained
+    from edgefuse.train.pretrain import Pretrained
     from edgefuse.values import Check, FoldedModel
     from edgefuse.verify.wer import WordErrors
 
@@ -156,6 +157,23 @@ def streaming_lines(bundle: Bundle) -> list[str]:
     ]
 
 
+def depth_lines(bundle: Bundle) -> list[str]:
+    """What a model of fewer layers was cut from, and how often the weights of shared blocks are run."""
+    from edgefuse.model.cost import parameters
+
+    config, origin = bundle.config, bundle.origin
+    lines: list[str] = []
+    if origin is not None:
+        lines.append(f"The lowest {config.layers} of {origin.layers} layers of checkpoint {origin.checkpoint[:16]}")
+    if config.shared_blocks and config.layers > 1:
+        counted = parameters(config)
+        lines.append(
+            f"The weights of {config.layers} blocks are stored once: {counted.stored / 1e6:.2f} million parameters, "
+            f"run as {counted.run / 1e6:.2f} million"
+        )
+    return lines
+
+
 def verified_json(verified: Verified) -> dict[str, Any]:
     """The same for programs."""
     from edgefuse.bundle import structure_to_json, verdict_to_json
@@ -212,6 +230,7 @@ def lineage_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     return [
         ("checkpoint", bundle.checkpoint),
         ("folded model", bundle.folded),
+        *([("cut from", f"{bundle.origin.checkpoint}, {bundle.origin.layers} layers")] if bundle.origin else []),
         *(
             (f"{export.artifact.target}, {megabytes(export.size_bytes)}, {export.verdict.how}", export.digest)
             for export in bundle.exports
@@ -252,7 +271,11 @@ def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
         ("positions", config.positions),
         ("vocabulary", f"{config.vocabulary_size} tokens"),
         ("longest utterance", f"{config.max_frames * config.frame_ms / 1000:g} s"),
-        ("parameters", f"{found.parameters / 1e6:.2f} million"),
+        (
+            "parameters",
+            f"{found.parameters / 1e6:.2f} million"
+            + (f", run as {found.parameters_run / 1e6:.2f}: {config.layers} blocks are one" if config.shared_blocks else ""),
+        ),
         ("cost", f"{found.macs_per_second / 1e6:.0f} million multiply-accumulates per second of audio"),
         ("plan", f"{found.folds} sites fold, {found.refusals} stay"),
         ("digest", found.checkpoint.digest[:16]),
@@ -290,6 +313,19 @@ def fold_line(folded: FoldedModel, exact: Exactness, output: Path) -> str:
         f"{output}: {len(folded.plan) - stay} sites folded, {stay} stay; relative error in float64: "
         f"{exact.end_to_end:.1e} end to end, {exact.worst_site:.1e} at the worst site"
     )
+
+
+def pretrained_line(pretrained: Pretrained) -> str:
+    """What a pre-training has learnt."""
+    return (
+        f"{pretrained.folder}: L1 of hidden log-mel values {pretrained.after:.3f}, before {pretrained.before:.3f}, of their mean "
+        f"{pretrained.mean:.3f}; its CTC head is untrained, go on with: edgefuse train --from {pretrained.folder}"
+    )
+
+
+def pretrained_json(pretrained: Pretrained) -> dict[str, Any]:
+    """The same for programs."""
+    return {**dataclasses.asdict(pretrained), "folder": str(pretrained.folder)}
 
 
 def verdict_line(verified: Verified) -> str:

@@ -131,11 +131,16 @@ def _layout(cuts: Iterable[MonoCut]) -> list[Stored]:
                 hint="Convert the corpus first, for example with: sox IN -r 16000 OUT",
             )
         count = KALDI_80.frames(cut.num_samples)
-        stored.append(Stored(cut.id, cut.supervisions[0].text, first, count))
+        stored.append(Stored(cut.id, _text(cut), first, count))
         first += count
     if first == 0:
         raise EmptyAudio("The corpus holds no speech.", hint="Make it again, or pass another folder to --speech.")
     return stored
+
+
+def _text(cut: MonoCut) -> str:
+    """What is said in a cut; nothing where it has no transcript, of which a pre-training has no need."""
+    return (cut.supervisions[0].text or "") if cut.supervisions else ""
 
 
 def _fill(cuts: Iterable[MonoCut], stored: Iterable[Stored], frames: NDArray[np.float16]) -> NDArray[np.float64]:

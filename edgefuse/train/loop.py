@@ -47,7 +47,7 @@ from edgefuse.train.corpora import DEV, TRAIN, Corpus, open_corpus
 from edgefuse.train.features import FeatureStore, open_or_compute
 from edgefuse.train.module import Answer, Steps, Training, evaluate
 from edgefuse.train.pieces import learn_tokens
-from edgefuse.train.recipe import Recipe
+from edgefuse.train.recipe import PRETRAINED, Recipe
 from edgefuse.values import Checkpoint
 from edgefuse.verify.wer import WordErrors
 
@@ -105,10 +105,10 @@ def train(
 
     ``features`` keeps the log-mel frames, ``speech``/features by default; several trainings may share it. ``resume`` goes
     on from the last step that was kept in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
-    encoder is where the training begins; its vocabulary may be another one, and characters need not come first any more.
-    Of several processes the first returns what was trained, the others nothing.
+    encoder is where the training begins; its vocabulary may be another one, and characters need not come first any more, but for
+    one that was pre-trained without words. Of several processes the first returns what was trained, the others nothing.
     """
-    if start:
+    if start and not (start / PRETRAINED).is_file():
         recipe = replace(recipe, characters_first=0.0)
     torch.set_num_threads(threads)
     require_free_run(output, resume=resume)
@@ -121,6 +121,7 @@ def train(
     with ranks.joined():
         heard = open_speech(speech, features)
         corpus = heard.load(TRAIN)
+        _require_transcripts(corpus)
         tokens = learn_tokens([utterance.text for utterance in corpus.store.utterances.values()], recipe.vocabulary_size)
         config = recipe.encoder(len(tokens))
         corpus = fitting(corpus, tokens, config)
@@ -214,6 +215,11 @@ def _machines() -> dict[str, Any]:
     local = ranks.local_world()
     strategy = DDPStrategy(find_unused_parameters=True)
     return {"accelerator": "auto", "devices": local, "num_nodes": ranks.world() // local, "strategy": strategy}
+
+
+def _require_transcripts(corpus: Speech) -> None:
+    if not any(utterance.text.split() for utterance in corpus.store.utterances.values()):
+        raise UsageError("No utterance of the corpus has a transcript.", hint="Learn from speech alone with: edgefuse pretrain")
 
 
 def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:

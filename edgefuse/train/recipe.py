@@ -21,6 +21,7 @@ ARCHITECTURE = (
     "architecture",
     "vocabulary_size",
 )  # what a fine-tuning has from the checkpoint that it begins with
+PRETRAINED = "pretrained.json"  # beside the weights of a checkpoint that knows no words yet; see pretrain.py
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,14 @@ COMMANDS = {
     ],
     "chunk_beyond_the_model": ["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "3600000", "-o", "HERE/new"],
     "chunk_without_speech_to_estimate": ["fold", "HERE/checkpoint", "--chunk-ms", "640", "-o", "HERE/new"],
+    "no_depth": ["export", "HERE/checkpoint", "-t", "reference", "--depth", "0", "-o", "HERE/new"],
+    "depth_above_the_layers": ["fold", "HERE/checkpoint", "--depth", "2", "-o", "HERE/new"],
+    "depth_of_what_is_folded": ["export", "HERE/folded", "-t", "reference", "--depth", "1", "-o", "HERE/new"],
+    "depth_with_speech_that_is_not_there": [
+        *["export", "HERE/checkpoint", "-t", "reference", "--depth", "1", "--reestimate", "HERE/diary", "-o", "HERE/new"]
+    ],
+    "pretrain_without_a_corpus": ["pretrain", "--speech", "HERE/speech", "-o", "HERE/new"],
+    "pretrain_no_epochs": ["pretrain", "--speech", "HERE/speech", "--epochs", "0", "-o", "HERE/new"],
     "no_speech": ["export", "HERE/checkpoint", "-t", "reference", "--speech", "HERE/diary", "-o", "HERE/new"],
     "no_baseline": ["export", "HERE/checkpoint", "-t", "reference", "--baseline", "HERE/diary", "-o", "HERE/new"],
     "nothing_to_estimate": ["fold", "HERE/folded", "--reestimate", "HERE/speech", "-o", "HERE/new"],
