@@ -65,6 +65,7 @@ class Golden:
         samples: (N,) float32 in [-1, 1], at 16 kHz.
         features: (T, mel_bins) float32, normalized; those of the samples.
         logits: (T // 4, vocabulary_size) float64, of the folded model, without any padding.
+        encoded: (T // 4, d) float32, what its first pass makes of them in chunks; None of no cascade, and of whole utterances.
     """
 
     identity: str
@@ -72,6 +73,7 @@ class Golden:
     samples: NDArray[np.float32]
     features: NDArray[np.float32]
     logits: NDArray[np.float64]
+    encoded: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,8 @@ class Findings:
     """What was measured on one artifact in one mode; whether that is enough is the gate's to say.
 
     Attributes:
-        snr_db: the worst golden vector's, through every entry that holds it; padding is zeros.
+        snr_db: the worst golden vector's, through every entry that holds it; padding is zeros. What the first pass of a cascade
+            gives to the second counts as its logits do.
         padded_snr_db: the same, padding is loud noise.
         agreeing_frames: frames of the test set whose best token is the reference's.
         frames: all of them.

@@ -158,7 +158,11 @@ def fold(
 @precision_option
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance; may be given several times.  [default: 5.12]")
-@click.option("--chunk-ms", type=float, help="Stream, in chunks of so long; with --seconds, both in one artifact.")
+@click.option(
+    "--chunk-ms",
+    type=float,
+    help="Stream, in chunks of so long; with --seconds, both in one artifact, of a cascade with a second pass for each length.",
+)
 @left_context_option
 @click.option(
     "--state",
@@ -381,6 +385,7 @@ def verify(
     type=float,
     help="Begin another utterance after so much silence, with --stream.  [default: with --microphone, 800]",
 )
+@click.option("--second-pass", is_flag=True, help="Let a cascade hear each utterance again when it is over, with --stream.")
 @decoding_options
 @click.option("--timestamps", is_flag=True, help="Show when each word was said.")
 @verbose_option
@@ -391,6 +396,7 @@ def transcribe(
     live: bool,
     microphone: bool,
     endpoint_silence_ms: float | None,
+    second_pass: bool,
     beam: int | None,
     hotwords: Path | None,
     timestamps: bool,
@@ -403,7 +409,7 @@ def transcribe(
     from edgefuse.microphone import blocks
     from edgefuse.report import rows, terminal
 
-    _require_sense(audio, live=live, microphone=microphone, endpoint_silence_ms=endpoint_silence_ms)
+    _require_sense(audio, live=live, microphone=microphone, endpoint_silence_ms=endpoint_silence_ms, second_pass=second_pass)
     decoding = decoding_of(beam, hotwords)
     endpointing = None if endpoint_silence_ms is None else Endpointing(endpoint_silence_ms)
     whole: tuple[Transcript, ...] = ()
@@ -414,9 +420,10 @@ def transcribe(
             if not as_json:
                 click.echo("\n".join(rows.said_lines(said, timestamps=timestamps)))
 
-        streamed = (record(artifact, decoding, endpointing or Endpointing(), blocks(terminal.say), terminal.say, end),)
+        endless, pauses = blocks(terminal.say), endpointing or Endpointing()
+        streamed = (record(artifact, decoding, pauses, endless, terminal.say, end, second_pass=second_pass),)
     elif live:
-        streamed = stream(artifact, audio, terminal.say, decoding, endpointing)
+        streamed = stream(artifact, audio, terminal.say, decoding, endpointing, second_pass=second_pass)
     else:
         whole = listen(artifact, audio, decoding)
     if as_json:
@@ -426,6 +433,8 @@ def transcribe(
         click.echo("\n".join(rows.transcript_lines(streamed or whole, timestamps=timestamps)))
     if streamed:
         terminal.show_table(rows.STREAMED, rows.streamed_rows(streamed))
+    for line in rows.first_pass_lines(streamed) if second_pass else ():
+        terminal.say(line)
 
 
 @cli.command()
@@ -956,7 +965,9 @@ def _trained_for(
     return scheme
 
 
-def _require_sense(audio: tuple[Path, ...], *, live: bool, microphone: bool, endpoint_silence_ms: float | None) -> None:
+def _require_sense(
+    audio: tuple[Path, ...], *, live: bool, microphone: bool, endpoint_silence_ms: float | None, second_pass: bool
+) -> None:
     if microphone and audio:
         raise UsageError("--microphone and recordings contradict each other.", hint="Give one of them.")
     if not microphone and not audio:
@@ -965,6 +976,10 @@ def _require_sense(audio: tuple[Path, ...], *, live: bool, microphone: bool, end
         )
     if endpoint_silence_ms is not None and not (live or microphone):
         raise UsageError("Utterances end only in a stream.", hint="Add: --stream")
+    if second_pass and not (live or microphone):
+        raise UsageError(
+            "A whole utterance is heard by both passes of a cascade anyway.", hint="Leave --second-pass away, or add: --stream"
+        )
 
 
 def _shapes(

@@ -50,10 +50,12 @@ def stream(
     tell: Tell,
     decoding: Decoding = GREEDILY,
     endpointing: Endpointing | None = None,
+    *,
+    second_pass: bool = False,
 ) -> tuple[Streamed, ...]:
     """Transcribe recordings as if they were spoken now, chunk by chunk; `tell` hears every partial text that is new."""
     loaded = load(path)
-    recognizer = Recognizer(loaded, decoding, endpointing)
+    recognizer = Recognizer(loaded, decoding, endpointing, second_pass=second_pass)
     with in_words(loaded.artifact.target, "could not run its artifact"):
         return tuple(_streamed(recognizer, recording, tell) for recording in recordings)
 
@@ -66,11 +68,18 @@ def _streamed(recognizer: Recognizer, recording: Path, tell: Tell) -> Streamed:
 
 
 def record(
-    path: Path, decoding: Decoding, endpointing: Endpointing, endless: Iterable[NDArray[np.float32]], tell: Tell, end: End
+    path: Path,
+    decoding: Decoding,
+    endpointing: Endpointing,
+    endless: Iterable[NDArray[np.float32]],
+    tell: Tell,
+    end: End,
+    *,
+    second_pass: bool = False,
 ) -> Streamed:
     """Transcribe what a microphone hears, until Ctrl-C; `tell` and `end` as in `follow`."""
     loaded = load(path)
-    recognizer, heard_samples = Recognizer(loaded, decoding, endpointing), 0
+    recognizer, heard_samples = Recognizer(loaded, decoding, endpointing, second_pass=second_pass), 0
 
     def counted() -> Iterator[NDArray[np.float32]]:
         nonlocal heard_samples

@@ -24,6 +24,7 @@ from edgefuse.lower import Chunks, lower
 from edgefuse.packages import versions
 from edgefuse.quantize.calibrate import Calibration, calibration_of, has_ranges, kind_of, write_ranges
 from edgefuse.quantize.calibrate import calibrate as take_ranges
+from edgefuse.quantize.plan import require_one_pass
 from edgefuse.quantize.prepare import prepare
 from edgefuse.quantize.scheme import Scheme
 from edgefuse.recognize import Heard, frontend_of, hear
@@ -223,6 +224,7 @@ def _lower(folded: FoldedModel, order: Order) -> Program:
 
 
 def _quantize(program: Program, folded: FoldedModel, scheme: Scheme, order: Order, test_set: TestSet) -> Program:
+    require_one_pass(folded.checkpoint.config)
     calibration = None
     if scheme.calibrated:
         if order.calibration is None:

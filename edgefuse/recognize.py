@@ -23,6 +23,7 @@ from edgefuse.frontend.intake import OVERLAP, intake_of
 from edgefuse.frontend.log_mel import KALDI_80, log_mel, normalize
 from edgefuse.model.config import FEATURE_HOP_MS
 from edgefuse.speech import TestSet
+from edgefuse.values import ENCODED, OFFLINE, SECOND_PASS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,8 +99,13 @@ def hear(speech: TestSet, frontend: Frontend) -> tuple[Heard, ...]:
 
 
 def taken(utterance: Heard | Golden, specs: Sequence[TensorSpec]) -> NDArray[np.float32]:
-    """What an entry hears of an utterance: its samples (N,), or its features (T, mel_bins)."""
-    return utterance.samples if intake_of(specs).hears_samples else utterance.features
+    """What an entry hears of an utterance: its samples (N,), its features (T, mel_bins), or of a golden vector its `encoded`."""
+    intake = intake_of(specs)
+    if intake.hears_encoded:
+        assert isinstance(utterance, Golden)  # noqa: S101 - of other speech a first pass gives it
+        assert utterance.encoded is not None  # noqa: S101 - `refer` put it there
+        return utterance.encoded
+    return utterance.samples if intake.hears_samples else utterance.features
 
 
 def fit(heard: Sequence[Heard], mode: Mode) -> tuple[Heard, ...]:
@@ -134,6 +140,12 @@ def answer(
 ) -> NDArray[np.float32]:
     """Logits (T, vocabulary_size) of what an entry hears of an utterance; what stands behind its end is `padding`, or zeros."""
     return answers(session, artifact, entry, heard, padding)[artifact.outputs[entry][0].name]
+
+
+def encoded(session: Session, artifact: Artifact, heard: Heard) -> NDArray[np.float32]:
+    """What the first pass of a cascade makes of an utterance, (T, d), in the chunks of the first entry that streams."""
+    entry = streaming_entry(artifact)
+    return answers(session, artifact, entry, taken(heard, artifact.inputs[entry]))[ENCODED]
 
 
 def answers(
@@ -230,7 +242,7 @@ def transcribe(session: Session, bundle: Bundle, artifact: Artifact, recording: 
 
 def entry_for(artifact: Artifact, recording: Path, features: int, seconds: float) -> str:
     """The shortest entry that takes a recording of so many feature frames at once, or else one that streams."""
-    offline = {name: specs for name, specs in artifact.inputs.items() if name not in artifact.streaming}
+    offline: Inputs = next((mode.inputs for mode in artifact.modes if mode.name == OFFLINE), {})
     entry = fitting(offline, features) or next(iter(artifact.streaming), None)
     if entry is None:
         most = max(feature_frames(specs) for specs in artifact.inputs.values()) * FRAME_SECONDS
@@ -239,6 +251,17 @@ def entry_for(artifact: Artifact, recording: Path, features: int, seconds: float
             hint=f"Export it with: --seconds {np.ceil(seconds):.0f}  (or cut the recording).",
         )
     return entry
+
+
+def second_passes(artifact: Artifact) -> Inputs:
+    """The entries that are the second pass of a cascade; a `UsageError` if there is none."""
+    found = next((mode.inputs for mode in artifact.modes if mode.name == SECOND_PASS), None)
+    if found is None:
+        raise UsageError(
+            f"{artifact.path} has no second pass behind a stream.",
+            hint="Export a cascade (a model whose config says second_pass) with both: --chunk-ms 640 --seconds 5.12",
+        )
+    return found
 
 
 def streaming_entry(artifact: Artifact) -> str:

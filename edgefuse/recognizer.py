@@ -9,6 +9,7 @@ print(recognizer.said)                          # every utterance, its words wit
 recognizer.reset()                              # the next speaker, without a trace of this one
 
 Recognizer(loaded, Decoding(beam=8, hotwords={"kitchen": 0.5}), Endpointing(silence_ms=800))   # or so
+Recognizer(loaded, second_pass=True)            # of a cascade: when an utterance is over, the second pass writes its text anew
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
 from edgefuse.frontend.intake import intake_of
-from edgefuse.recognize import Stream, Transcript, features_of, streaming_entry
+from edgefuse.recognize import Inputs, Stream, Transcript, answer, capacity, features_of, second_passes, streaming_entry
 from edgefuse.target import find
+from edgefuse.values import ENCODED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,17 +82,30 @@ class Recognizer:
 
     Without `endpointing` all that is heard is one utterance. With it, one utterance follows another: `accept` returns the text
     of the one that is being said, and `said` has those that are over. The next begins with the very frame after the last.
+
+    With `second_pass` an utterance that is over is heard once more by the second pass of a cascade, from what the first one gave:
+    the same search goes over its logits, and what it finds are the words. An utterance longer than the entries of the second
+    pass keeps the first pass's words, and `Said.second_pass` says so.
     """
 
-    def __init__(self, loaded: Loaded, decoding: Decoding = GREEDILY, endpointing: Endpointing | None = None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        decoding: Decoding = GREEDILY,
+        endpointing: Endpointing | None = None,
+        *,
+        second_pass: bool = False,
+    ) -> None:
         """Begin the first utterance.
 
         Raises:
-            UsageError: the artifact takes whole utterances only.
+            UsageError: the artifact takes whole utterances only, or has no second pass and is asked for one.
             BadHotwords: the model cannot write one of them.
         """
         self._loaded = loaded
         self._entry = streaming_entry(loaded.artifact)
+        self._second: Inputs = second_passes(loaded.artifact) if second_pass else {}
+        self._most = max(map(capacity, self._second.values()), default=0)  # encoder frames
         self._session = loaded.session_of(self._entry)
         self._tokens = Tokens(loaded.bundle.tokens)
         self._silent = begin(decoding, self._tokens)
@@ -114,6 +129,7 @@ class Recognizer:
         self._search = self._silent
         self._first_frame = first_frame
         self._frames = self._blanks = 0
+        self._encoded: list[NDArray[np.float32]] = []  # for the second pass; none of an utterance that is too long for it
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -165,7 +181,10 @@ class Recognizer:
             began = time.perf_counter_ns()
             self._answer(self._intake.count(frames))
             self.latency_ns.append(time.perf_counter_ns() - began)
+        began = time.perf_counter_ns()
         self._keep()
+        if self._second and self.latency_ns:
+            self.latency_ns[-1] += time.perf_counter_ns() - began  # as at every other end, the last chunk waits for it
         return self.text
 
     def _require_unfinished(self) -> None:
@@ -187,9 +206,12 @@ class Recognizer:
 
     def _answer(self, count: int) -> None:
         """Hear so many features or samples, or those before the end of the utterance: it ends where it ends, not with a chunk."""
-        logits = self._stream.accept(self._heard[self._stream.has : count])
+        given = self._stream.run(self._heard[self._stream.has : count])
+        logits = given[self._loaded.artifact.outputs[self._entry][0].name]
         over = self._count(logits.argmax(axis=-1).tolist())
         taken = len(logits) if over is None else over
+        if self._second:
+            self._encoded = [*self._encoded, given[ENCODED][:taken]] if self._frames <= self._most else []
         self._search = self._search.accept(logits[:taken])
         self._heard = self._heard[taken * self._intake.per_frame :]
         if over is not None:
@@ -206,8 +228,14 @@ class Recognizer:
         return None
 
     def _keep(self) -> None:
+        """End the utterance, with the second pass if it is wanted and can."""
+        heard_again = bool(self._encoded)
+        if heard_again:
+            entry = min((capacity(specs), name) for name, specs in self._second.items() if capacity(specs) >= self._frames)[1]
+            logits = answer(self._session, self._loaded.artifact, entry, np.concatenate(self._encoded))
+            self._search = self._silent.accept(logits)
         if words := self.words:
-            self._said.append(Said(words))
+            self._said.append(Said(words, heard_again))
 
 
 def _checked(pcm: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from edgefuse.atomic import draft, require_free
 from edgefuse.bundle import SCHEMA, Bundle, Golden, Reference, from_json, origin_of, origin_to_json, to_json
 from edgefuse.errors import BadConfig, ChangedBundle, EdgefuseError, MissingFile, NotABundle
 from edgefuse.fold import Exactness
-from edgefuse.values import Checkpoint, Fold, FoldedModel, Refusal
+from edgefuse.values import ENCODED, Checkpoint, Fold, FoldedModel, Refusal
 from edgefuse.verify.wer import WordErrors
 
 MANIFEST = "edgefuse.json"
@@ -89,6 +89,7 @@ def write_reference(folder: Path, reference: Reference) -> None:
             "features": np.ascontiguousarray(golden.features),
             "length": np.array([golden.logits.shape[0]], dtype=np.float32),
             "logits": np.ascontiguousarray(golden.logits),
+            **({} if golden.encoded is None else {ENCODED: np.ascontiguousarray(golden.encoded)}),
         }
         said = json.dumps({"id": golden.identity, "text": golden.text}, sort_keys=True)  # one key: more have no fixed order
         (folder / f"{number:02}.safetensors").write_bytes(save(tensors, metadata={"utterance": said}))
@@ -215,7 +216,7 @@ def _read_golden(path: Path) -> Golden:
     tensors = load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     said = json.loads(header["__metadata__"]["utterance"])
-    return Golden(said["id"], said["text"], tensors["samples"], tensors["features"], tensors["logits"])
+    return Golden(said["id"], said["text"], tensors["samples"], tensors["features"], tensors["logits"], tensors.get(ENCODED))
 
 
 def _names(folder: Path) -> list[str]:

@@ -23,6 +23,9 @@ FLOAT: tuple[Precision, ...] = ("fp32", "fp16")  # the others are quantized, as 
 Input = Literal["features", "pcm"]  # what the entries of an artifact hear
 INPUTS: tuple[Input, ...] = ("features", "pcm")
 OFFLINE = "offline"  # the mode of the entries that take whole utterances
+SECOND_PASS = "second_pass"  # noqa: S105 - the mode of the entries that are the second pass of a cascade, no password
+SECOND = "second_"  # with what the names of these entries begin
+ENCODED = "encoded"  # the tensor that goes from the first pass of a cascade to the second
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,17 +265,21 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """The entries of an artifact that must give the same answers: all that take whole utterances, or one that streams.
+    """The entries of an artifact that must give the same answers.
+
+    They are all that take whole utterances, one that streams, or all that are the second pass of a cascade.
 
     Attributes:
-        name: "offline", or the name of the streaming entry.
+        name: "offline", the name of the streaming entry, or "second_pass".
         inputs: per entry, the specs of its inputs.
         streaming: how it goes on from chunk to chunk, if it does.
+        after: of a second pass, how the first one streams: the first streaming entry, as an application takes it.
     """
 
     name: str
     inputs: Mapping[str, tuple[TensorSpec, ...]]
     streaming: Streaming | None = None
+    after: Streaming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +365,8 @@ def _sums(counted: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
 
 
 def _modes(inputs: Mapping[str, tuple[TensorSpec, ...]], streaming: Mapping[str, Streaming]) -> tuple[Mode, ...]:
-    whole = {name: specs for name, specs in inputs.items() if name not in streaming}
+    second = {name: specs for name, specs in inputs.items() if specs[0].name == ENCODED}
+    whole = {name: specs for name, specs in inputs.items() if name not in streaming and name not in second}
     offline = (Mode(OFFLINE, whole),) if whole else ()
-    return (*offline, *(Mode(name, {name: inputs[name]}, how) for name, how in streaming.items()))
+    behind = (Mode(SECOND_PASS, second, after=next(iter(streaming.values()), None)),) if second else ()
+    return (*offline, *(Mode(name, {name: inputs[name]}, how) for name, how in streaming.items()), *behind)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from edgefuse.bench.match import one_call
 from edgefuse.bench.summary import summary_of
 from edgefuse.errors import BadBudget, MissingFile
-from edgefuse.values import Check
+from edgefuse.values import OFFLINE, SECOND, Check
 from edgefuse.verify.wer import rates_by_part
 
 if TYPE_CHECKING:
@@ -184,9 +184,13 @@ def _checked(budget: Budget, things: Sequence[_Thing], mend: str) -> tuple[Check
 def _is_meant(filters: Mapping[str, str], thing: _Thing) -> bool:
     """Whether every filter holds; a way in may be named by its mode as well."""
     return all(
-        thing.names.get(name) == value or (name == "entry" and value == "offline" and not thing.streaming)
+        thing.names.get(name) == value or (name == "entry" and value == OFFLINE and _is_offline(thing))
         for name, value in filters.items()
     )
+
+
+def _is_offline(thing: _Thing) -> bool:
+    return not thing.streaming and not thing.names["entry"].startswith(SECOND)
 
 
 def _check(number: int, limit: Limit, thing: _Thing) -> Check:

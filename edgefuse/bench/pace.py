@@ -33,19 +33,25 @@ class Pace:
 
 def pace(session: Session, artifact: Artifact) -> dict[str, Pace]:
     """A few warm runs in each mode."""
-    return {mode.name: Pace(interleave({THIS: contender(session, artifact, mode)}, FEW).p50_ms(THIS)) for mode in artifact.modes}
+    return {mode.name: _alone(session, artifact, mode) for mode in artifact.modes}
 
 
 def pace_against(target: Target, session: Session, artifact: Artifact, baseline: Program) -> dict[str, Pace]:
-    """Export the baseline to the same target, and run both in turns, in each mode."""
+    """Export the baseline to the same target, and run both in turns, in each mode; one that is no cascade has no second pass."""
     with tempfile.TemporaryDirectory() as folder:
         other = target.export(baseline, Path(folder), BASELINE)
         opened = target.open(other)
         return {mode.name: _against(session, artifact, opened, other, mode) for mode in artifact.modes}
 
 
+def _alone(session: Session, artifact: Artifact, mode: Mode) -> Pace:
+    return Pace(interleave({THIS: contender(session, artifact, mode)}, FEW).p50_ms(THIS))
+
+
 def _against(session: Session, artifact: Artifact, opened: Session, other: Artifact, mode: Mode) -> Pace:
-    (twin,) = (each for each in other.modes if each.name == mode.name)  # its caches may be of other sizes
+    twin = next((each for each in other.modes if each.name == mode.name), None)  # its caches may be of other sizes
+    if twin is None:
+        return _alone(session, artifact, mode)
     contenders = {THIS: contender(session, artifact, mode), BASELINE: contender(opened, other, twin)}
     samples = interleave(contenders, Turns())
     return Pace(samples.p50_ms(THIS), samples.ratio(BASELINE, to=THIS))

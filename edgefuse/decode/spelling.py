@@ -39,9 +39,10 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One utterance."""
+    """One utterance; `second_pass` says whether the second pass of a cascade has heard it, behind a first that streamed."""
 
     words: tuple[Word, ...]
+    second_pass: bool = False
 
     @property
     def text(self) -> str:

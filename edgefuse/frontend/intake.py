@@ -1,11 +1,11 @@
-"""What an entry hears: features, or the samples themselves; and how it counts them."""
+"""What an entry hears: features, the samples themselves, or what the first pass of a cascade gave; and how it counts them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.model.config import FEATURE_HOP_MS
-from edgefuse.values import TensorSpec
+from edgefuse.values import ENCODED, TensorSpec
 
 FEATURES, SAMPLES = "features", "samples"  # names of tensors
 LEAD = KALDI_80.frame_samples - KALDI_80.hop_samples  # samples before those of the first encoder frame
@@ -32,8 +32,13 @@ class Intake:
 
     @property
     def hears_samples(self) -> bool:
-        """Whether it is samples that it hears, and not features."""
+        """Whether it is samples that it hears."""
         return self.tensor == SAMPLES
+
+    @property
+    def hears_encoded(self) -> bool:
+        """Whether it is what a first pass gave that it hears."""
+        return self.tensor == ENCODED
 
     def frames(self, count: int) -> int:
         """Whole encoder frames of an utterance of so many."""
@@ -56,7 +61,14 @@ def of_samples(frame_ms: int) -> Intake:
     return Intake(SAMPLES, frame_ms, per_frame=per_frame, lead=LEAD, per_length=1)
 
 
+def of_encoded(frame_ms: int) -> Intake:
+    """What hears encoder frames."""
+    return Intake(ENCODED, frame_ms, per_frame=1, lead=0, per_length=1)
+
+
 def intake_of(specs: Sequence[TensorSpec]) -> Intake:
     """The intake of an entry with these inputs."""
     heard = specs[0]
+    if heard.name == ENCODED:
+        return of_encoded(heard.frame_ms)
     return of_samples(heard.frame_ms) if heard.name == SAMPLES else of_features(heard.frame_ms)

@@ -91,6 +91,8 @@ class PcmGraph(nn.Module):
 class PcmStreamingGraph(PcmGraph):
     """samples (1, 640 chunk), length (1,), overlap (1, 240), caches -> logits, features, overlap and caches for the next chunk.
 
+    What else the network answers, of a cascade what its second pass wants, stands between logits and features.
+
     An utterance begins with its first 240 samples in `overlap`, and the first chunk is what comes behind them; so no frame waits
     for a chunk that is not there yet, and `length` counts samples of the chunk alone.
     """
@@ -102,8 +104,9 @@ class PcmStreamingGraph(PcmGraph):
         overlap, *inner = caches
         heard = torch.cat((overlap, samples), dim=1)
         features = self.front_end(heard)
-        logits, *renewed = self.network(features, self._frames(length), *inner)
-        return logits, features, heard[:, samples.shape[1] :], *renewed
+        given = self.network(features, self._frames(length), *inner)
+        answered = len(given) - len(inner)
+        return *given[:answered], features, heard[:, samples.shape[1] :], *given[answered:]
 
 
 def _spectrum(spec: FrontendSpec) -> Tensor:

@@ -14,7 +14,7 @@ ALIGNMENT = 32  # a held cache has a multiple of so many values: the Neural Engi
 
 
 class HeldGraph(nn.Module):
-    """features, length, past -> logits, past of the next chunk; the other caches are buffers of this module.
+    """features, length, past -> what the step answers, past of the next chunk; the other caches are buffers of this module.
 
     `past` 0 begins an utterance. What the buffers have from the one before is then no part of any answer: keys and values are
     hidden by `past` as they are before the first chunk, and the rest is multiplied by min(past, 1).
@@ -27,14 +27,15 @@ class HeldGraph(nn.Module):
         for name, shape in self.shapes.items():
             self.register_buffer(name, torch.zeros(1, -(-math.prod(shape) // ALIGNMENT) * ALIGNMENT))
 
-    def forward(self, features: Tensor, length: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, length: Tensor, past: Tensor) -> tuple[Tensor, ...]:
         """Answer, and renew the buffers."""
         going_on = torch.clamp(past, 0.0, 1.0)
         caches = [self._held(name) if _is_hidden(name) else self._held(name) * going_on for name in self.shapes]
-        logits, past_next, *renewed = self.step(features, length, past, *caches)
-        for name, cache in zip(self.shapes, renewed, strict=True):
+        given: tuple[Tensor, ...] = self.step(features, length, past, *caches)
+        answered = len(given) - len(caches)  # the logits, of a cascade what its second pass wants as well, and `past`
+        for name, cache in zip(self.shapes, given[answered:], strict=True):
             self._hold(name, cache.reshape(1, -1))
-        return logits, past_next
+        return given[:answered]
 
     def _held(self, name: str) -> Tensor:
         row, shape = self.get_buffer(name), self.shapes[name]

@@ -10,11 +10,11 @@ from edgefuse.errors import UsageError
 from edgefuse.frontend.intake import FEATURES, LEAD, OVERLAP, SAMPLES, Intake, of_samples
 from edgefuse.frontend.log_mel import FrontendSpec
 from edgefuse.lower.frontend import LONGEST, LogMel, PcmGraph, PcmStreamingGraph
-from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
+from edgefuse.lower.graph import DeploymentGraph, SecondPassGraph, StreamingGraph
 from edgefuse.lower.held import HeldGraph
 from edgefuse.model import Encoder
 from edgefuse.model.config import FEATURE_HOP_MS, BlockShape, EncoderConfig
-from edgefuse.values import Checkpoint, Entry, FoldedModel, Input, Precision, Program, Streaming, TensorSpec
+from edgefuse.values import ENCODED, SECOND, Checkpoint, Entry, FoldedModel, Input, Precision, Program, Streaming, TensorSpec
 
 LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
 NEXT = "_next"  # behind the name of a cache: the output that holds it for the next chunk
@@ -60,6 +60,7 @@ def program_of(
 ) -> Program:
     """One entry per length and per kind of chunk, of any checkpoint: an unfolded one keeps its norms, which is for comparisons.
 
+    A cascade that both streams and takes whole utterances has its second pass as well, one entry per length, behind the others.
     Lengths, chunks and contexts are rounded up to whole encoder frames, and named in milliseconds.
 
     Raises:
@@ -94,11 +95,12 @@ def program_of(
     encoder = encoder_of(checkpoint)
     offline = (_offline(encoder, frames) for frames in lengths)
     streaming = (_stream(encoder, *context, held=held) for context, held in sorted(contexts.items()))
-    entries = (*offline, *streaming)
+    cascaded = lengths if config.second_pass and contexts else ()
+    entries = (*offline, *streaming, *(_second(encoder, frames) for frames in cascaded))
     if hears == "pcm":
         spec = FrontendSpec(mel_bins=config.mel_bins)
         front_end = LogMel(spec, checkpoint.frontend_mean, checkpoint.frontend_istd).float()
-        entries = tuple(_hearing_samples(entry, front_end) for entry in entries)
+        entries = tuple(_hearing_samples(each, front_end) if each.inputs[0].name == FEATURES else each for each in entries)
     return Program(entries, precision, parent=checkpoint.digest)
 
 
@@ -119,6 +121,13 @@ def _offline(encoder: Encoder, frames: int) -> Entry:
     return Entry(name, _frozen(DeploymentGraph(encoder, frames)), _speech(encoder, frames), (_logits(encoder, frames),))
 
 
+def _second(encoder: Encoder, frames: int) -> Entry:
+    frame_ms = encoder.config.frame_ms
+    inputs = replace(_encoded(encoder, frames), frame_ms=frame_ms), _counted(f"valid encoder frames, one every {frame_ms} ms")
+    graph = _frozen(SecondPassGraph(encoder, frames))
+    return Entry(f"{SECOND}{frames * frame_ms}ms", graph, inputs, (_logits(encoder, frames),))
+
+
 def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:
     step, every = StreamingGraph(encoder, chunk, left), caches_of(encoder, left)
     caches, inside = (every[:1], every[1:]) if held else (every, ())  # `past` stays outside: it says where an utterance begins
@@ -130,7 +139,7 @@ def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:
         f"stream_{chunk * frame_ms}ms",
         _frozen(graph),
         (*_speech(encoder, chunk), *caches),
-        (_logits(encoder, chunk), *renewed),
+        (_logits(encoder, chunk), *((_encoded(encoder, chunk),) if step.is_first_pass else ()), *renewed),
         Streaming(chunk, left, frame_ms, states, tuple(spec.name for spec in inside)),
     )
 
@@ -142,10 +151,11 @@ def _frozen(graph: nn.Module) -> nn.Module:
 
 def _hearing_samples(entry: Entry, front_end: LogMel) -> Entry:
     """The same entry with the front end in it, and with what the encoder hears among its outputs."""
-    (features, _, *caches), (logits, *renewed) = entry.inputs, entry.outputs
+    features, _, *caches = entry.inputs
+    answered = len(entry.outputs) - len(caches)
     intake = of_samples(features.frame_ms)
-    frames, told = logits.shape[1], "what the encoder hears: normalized log-mel, one frame every 10 ms"
-    outputs = (logits, replace(features, meaning=told, frame_ms=0))
+    frames, told = entry.outputs[0].shape[1], "what the encoder hears: normalized log-mel, one frame every 10 ms"
+    outputs = (*entry.outputs[:answered], replace(features, meaning=told, frame_ms=0))
     if entry.streaming is None:
         graph = _frozen(PcmGraph(front_end, entry.graph, intake.frame_ms))
         return replace(entry, graph=graph, inputs=_samples(intake.count(frames), PcmGraph.LEAD, intake), outputs=outputs)
@@ -156,7 +166,7 @@ def _hearing_samples(entry: Entry, front_end: LogMel) -> Entry:
         entry,
         graph=_frozen(PcmStreamingGraph(front_end, entry.graph, intake.frame_ms)),
         inputs=(*_samples(frames * intake.per_frame, PcmStreamingGraph.LEAD, intake), overlap, *caches),
-        outputs=(*outputs, _renewed(overlap), *renewed),
+        outputs=(*outputs, _renewed(overlap), *entry.outputs[answered:]),
         streaming=replace(entry.streaming, states=states, overlap=LEAD),
     )
 
@@ -166,7 +176,11 @@ def _samples(count: int, lead: int, intake: Intake) -> tuple[TensorSpec, TensorS
     whole = f"(length - {lead}) // {intake.per_frame}" if lead else f"length // {intake.per_frame}"
     counted = f"valid samples of these; valid encoder frames: {whole}, one every {intake.frame_ms} ms"
     samples = TensorSpec(SAMPLES, (1, count), "float32", told, intake.frame_ms)
-    return samples, TensorSpec("length", (1,), "float32", counted)
+    return samples, _counted(counted)
+
+
+def _counted(told: str) -> TensorSpec:
+    return TensorSpec("length", (1,), "float32", told)
 
 
 def _renewed(cache: TensorSpec) -> TensorSpec:
@@ -183,12 +197,17 @@ def _speech(encoder: Encoder, frames: int) -> tuple[TensorSpec, TensorSpec]:
         config.frame_ms,
     )
     told = f"valid encoder frames: feature frames // {config.reduction}, one every {config.frame_ms} ms"
-    return features, TensorSpec("length", (1,), "float32", told)
+    return features, _counted(told)
 
 
 def _logits(encoder: Encoder, frames: int) -> TensorSpec:
     shape, told = (1, frames, encoder.config.vocabulary_size), f"one frame every {encoder.config.frame_ms} ms"
     return TensorSpec("logits", shape, "float32", f"unnormalized scores per token, {told}; blank is 0")
+
+
+def _encoded(encoder: Encoder, frames: int) -> TensorSpec:
+    shape, told = (1, frames, encoder.config.dimension), f"one frame every {encoder.config.frame_ms} ms"
+    return TensorSpec(ENCODED, shape, "float32", f"what the first pass gives to the second, {told}")
 
 
 def caches_of(encoder: Encoder, left: int) -> tuple[TensorSpec, ...]:

@@ -62,7 +62,7 @@ def _accumulate(
         frames += now
         for norm in norms:
             norm.momentum = now / frames
-        encoder(features, lengths, context)
+        encoder.answers(features, lengths, context)  # every head's norm hears them
     if not frames:
         raise EmptyAudio("There is no speech to estimate the batch statistics from.", hint="Pass more to --reestimate.")
     return frames

@@ -21,6 +21,7 @@ from edgefuse.lower.program import caches_of
 from edgefuse.model import Encoder
 from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.observe import Hearing, Histogram, Range, observe, products
+from edgefuse.quantize.plan import require_one_pass
 from edgefuse.quantize.scheme import Clipping, require_blocks_apart
 from edgefuse.recognize import Heard, frontend_of, hear
 from edgefuse.speech import TestSet, read_speech
@@ -99,6 +100,7 @@ def calibrate(folded: FoldedModel, program: Program, speech: TestSet) -> Calibra
         BadCalibration: speech that no range should be taken from.
         BadScheme: a model whose blocks are shared.
     """
+    require_one_pass(folded.checkpoint.config)
     require_blocks_apart(folded.checkpoint.config)
     heard = hear(speech, frontend_of(folded.checkpoint))
     _require_speech(heard, speech)

@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 from torch import nn
 
-from edgefuse.errors import BadCalibration
+from edgefuse.errors import BadCalibration, UsageError
 from edgefuse.lower.sites import Site, network_of, points_of, sites_of
+from edgefuse.model import EncoderConfig
 from edgefuse.quantize.observe import Range
 from edgefuse.quantize.scheme import INNER_LINES, STATIC, LayerPrecision, Scheme, ValuePrecision
 
@@ -43,6 +44,15 @@ class Plan:
     wide: frozenset[str]
     block: int = 0
     positions: ValuePrecision = "fp32"
+
+
+def require_one_pass(config: EncoderConfig) -> None:
+    """Raise `UsageError` for a cascade: the layers of its two passes go by the same paths in its graphs."""
+    if config.second_pass:
+        raise UsageError(
+            "A cascade is not quantized: a scheme lies on one network, and a cascade is two.",
+            hint="Export the cascade with --precision fp32 or fp16.",
+        )
 
 
 def plan(graph: nn.Module, scheme: Scheme, ranges: Mapping[str, Range]) -> Plan:

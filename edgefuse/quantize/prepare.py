@@ -18,7 +18,7 @@ from edgefuse.quantize.compensate import compensated
 from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.graph import BITS, dequantized, in_whole_blocks, round_weights
 from edgefuse.quantize.palette import PALETTE, palettized
-from edgefuse.quantize.plan import asked
+from edgefuse.quantize.plan import asked, require_one_pass
 from edgefuse.quantize.scheme import require_blocks_apart
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def prepare(folded: FoldedModel, scheme: Scheme, graph: nn.Module, calibration: 
 
     What it answers in float is no longer what `folded` answers: parity and words are judged against `folded`.
     """
+    require_one_pass(folded.checkpoint.config)
     checkpoint = folded.checkpoint
     require_blocks_apart(checkpoint.config)
     source = equalized(folded, calibration.peaks).checkpoint if calibration and scheme.equalize else checkpoint

@@ -20,6 +20,7 @@ from edgefuse.bench.match import models_in_turns, one_call, precisions_in_turns
 from edgefuse.bench.summary import PER_PERCENTILE, real_time_factor, summary_of
 from edgefuse.measurement import CLOCKS, TYPES
 from edgefuse.report.terminal import megabytes
+from edgefuse.values import SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -449,6 +450,8 @@ def labels(those: Sequence[Measurement]) -> list[str]:
 def about(those: Sequence[Measurement]) -> str:
     """What one way in takes."""
     subject = those[0].subject
+    if subject.entry.startswith(SECOND):
+        return f"the second pass, over what the first gave of up to {subject.audio_ms / 1000:g} s"
     return f"chunks of {subject.audio_ms} ms" if subject.streaming else f"whole utterances of up to {subject.audio_ms / 1000:g} s"
 
 

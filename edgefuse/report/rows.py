@@ -12,7 +12,7 @@ from edgefuse.decode.spelling import Said
 from edgefuse.quantize.mixes import front
 from edgefuse.quantize.scheme import CLIPPINGS
 from edgefuse.report.terminal import megabytes
-from edgefuse.values import Fold, Refusal
+from edgefuse.values import SECOND_PASS, Fold, Refusal
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -143,12 +143,17 @@ def checks_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
 
 
 def streaming_lines(bundle: Bundle) -> list[str]:
-    """What each streaming entry takes and sees; its sizes are whole encoder frames, whatever was asked for."""
+    """What each streaming entry takes and sees, its sizes whole encoder frames whatever was asked for; and second passes."""
     streaming = {name: how for export in bundle.exports for name, how in export.artifact.streaming.items()}
+    modes = (mode for export in bundle.exports for mode in export.artifact.modes if mode.name == SECOND_PASS)
+    second = {name: specs[0] for mode in modes for name, specs in mode.inputs.items()}
     return [
         f"{name}: chunks of {how.chunk_ms} ms, after up to {how.left_context_ms} ms of past, without look-ahead; "
         f"its caches {'are held inside' if how.held else 'go in and out'}"
         for name, how in sorted(streaming.items())
+    ] + [
+        f"{name}: the second pass, over up to {heard.shape[1] * heard.frame_ms / 1000:g} s of what {next(iter(streaming))} gave"
+        for name, heard in second.items()
     ]
 
 
@@ -382,9 +387,22 @@ def transcripts_json(heard: Sequence[Transcript]) -> list[dict[str, Any]]:
             "path": str(each.path),
             "seconds": each.seconds,
             "text": each.text,
-            "utterances": [{"text": said.text, "words": list(map(dataclasses.asdict, said.words))} for said in each.said],
+            "utterances": [
+                {"text": said.text, "words": list(map(dataclasses.asdict, said.words)), "second_pass": said.second_pass}
+                for said in each.said
+            ],
         }
         for each in heard
+    ]
+
+
+def first_pass_lines(heard: Sequence[Streamed]) -> list[str]:
+    """Of each utterance that was to be heard by a second pass and was not, why."""
+    return [
+        f"{each.path.name}, from {said.words[0].start_s:.2f} s: longer than the second pass takes; the first pass's text stays"
+        for each in heard
+        for said in each.said
+        if not said.second_pass
     ]
 
 

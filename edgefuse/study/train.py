@@ -25,6 +25,7 @@ from edgefuse.train.loop import (
     LAST,
     Precision,
     Speech,
+    answer_again,
     clean_speech,
     finish,
     fit,
@@ -122,7 +123,7 @@ def _parts(row: Row, encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Iterat
     """What is measured of a row: the whole, where it has some fewer of its layers, and of a cascade both passes."""
     if encoder.config.second_pass:
         yield FIRST, encoder.config, lambda *heard: _first_pass(encoder, *heard)
-        yield SECOND, encoder.config, lambda *heard: _second_pass(encoder, *heard)
+        yield SECOND, encoder.config, lambda *heard: answer_again(encoder, *heard)
         return
     yield "", encoder.config, encoder
     for depth in row.depths:
@@ -134,12 +135,6 @@ def _parts(row: Row, encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Iterat
 
 def _first_pass(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
     return encoder.answers(features, lengths, context)[0], lengths // encoder.config.reduction
-
-
-def _second_pass(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """Behind a first pass that may have been streamed; it hears the whole utterance itself."""
-    x, valid = encoder.encode(features, lengths, context)
-    return encoder.again(x, valid), valid
 
 
 def _errors(answer: Answer, config: EncoderConfig, corpus: Corpus) -> dict[str, WordErrors]:

@@ -31,7 +31,7 @@ from edgefuse.lower.sites import sites_of
 from edgefuse.model import Encoder
 from edgefuse.quantize.calibrate import calibration_of, kind_of
 from edgefuse.quantize.encoder import Rounding, require_learnable
-from edgefuse.quantize.plan import plan
+from edgefuse.quantize.plan import plan, require_one_pass
 from edgefuse.quantize.scheme import Scheme, require_blocks_apart
 from edgefuse.refold import fold_exactly
 from edgefuse.speech import TestSet, Utterance
@@ -116,6 +116,7 @@ def fine_tune(
 
 def rounding_of(folded: FoldedModel, scheme: Scheme, place: Path | None, corpus: Corpus) -> Rounding:
     """Lay a scheme out on the graphs of whole utterances and of chunks; ranges are of speech that `corpus` does not test on."""
+    require_one_pass(folded.checkpoint.config)
     require_blocks_apart(folded.checkpoint.config)
     program = lower(folded, (1.0,), "fp32", (CHUNKS,))
     scheme.precisions(tuple(site.layer for site in sites_of(program.entries[0].graph)))  # before anything is listened to

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -57,6 +58,7 @@ REESTIMATION_SECONDS = 1800.0  # of clean training speech: 45,000 encoder frames
 EVALUATION_BATCH_SECONDS = 120.0
 WHOLE = {"": FULL}  # what every encoder is tested in
 CHUNKS_MS, LEFT_MS = (160, 320, 640, 1280), 2560  # and in which chunks
+AGAIN_MS = 640  # the chunks behind which the second pass of a cascade is tested
 FOREIGN_WARNINGS = (
     ".*does not have many workers",  # one core has none to spare, and the features are in memory
     "You're resuming from a checkpoint that ended before the epoch ended",  # and our batches begin where it ended
@@ -133,6 +135,9 @@ def train(
     written.mkdir(exist_ok=True)
     checkpoint.write(written, checkpoint.of_encoder(encoder, corpus.store.mean, corpus.store.istd, tokens.symbols))
     errors = test(encoder, heard, corpus.store, tokens, contexts_of(encoder.config))
+    if config.second_pass:
+        after = {f", second pass after {AGAIN_MS} ms": contexts_of(config)[f", {AGAIN_MS} ms"]}
+        errors |= test(partial(answer_again, encoder), heard, corpus.store, tokens, after)
     write_metrics(output, recipe.to_json(), errors)
     return Trained(written, errors, characters=spell_spaceless(tokens))
 
@@ -221,7 +226,7 @@ def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
     """Load a checkpoint's weights; the head stays fresh where the vocabularies differ in size."""
     weights = dict(begin.weights)
     if begin.config.vocabulary_size != encoder.config.vocabulary_size:
-        weights |= {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith("ctc.")}
+        weights |= {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(("ctc.", "second_ctc."))}
     if replace(begin.config, vocabulary_size=encoder.config.vocabulary_size, dropout=encoder.config.dropout) != encoder.config:
         raise UsageError(
             "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
@@ -276,6 +281,11 @@ def test(
         batches = spoken.batches(tokens, EVALUATION_BATCH_SECONDS, learnt=False)
         errors |= {f"{name}{told}": evaluate(answer, batches, tokens, context) for told, context in contexts.items()}
     return errors
+
+
+def answer_again(encoder: Encoder, features: Tensor, lengths: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Logits of a cascade's second pass, which hears the whole of what the first gives in that context; and lengths."""
+    return encoder.answers(features, lengths, context)[1], lengths // encoder.config.reduction
 
 
 def spell_spaceless(tokens: Tokens) -> bool:

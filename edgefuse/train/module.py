@@ -178,13 +178,19 @@ class Training(Steps):
         encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
-        """(1 - share) CTC(vocabulary) + share CTC(characters), per token; of a cascade the mean over both heads [I]."""
+        """(1 - share) CTC(vocabulary) + share CTC(characters), per token.
+
+        CTC(vocabulary) of a cascade is (1 - w) CTC(first pass) + w CTC(second pass) [I], the second over what the first gives in
+        the context of the step, w the recipe's `second_pass_share`; the characters are read from the first pass.
+        """
         heads, lengths = self._heads(batch, context)
+        again = self.recipe.second_pass_share
+        shares = (1 - again, again) if self.encoder.config.second_pass else (1.0,)
         share, encoded = self.recipe.character_share_at(self.global_step, self.steps), self._encoded.pop()
         loss = torch.zeros(())
         if share < 1:
             losses = [ctc_loss(logits, lengths, batch.targets, batch.target_lengths) for logits in heads]
-            loss = (1 - share) * torch.stack(losses).mean()
+            loss = (1 - share) * torch.stack([part * each for part, each in zip(shares, losses, strict=True)]).sum()
         if share > 0:
             spelling: Tensor = self.characters(encoded).unflatten(-1, (self.spelled, -1)).flatten(1, 2)
             loss = loss + share * ctc_loss(spelling, lengths * self.spelled, batch.characters, batch.character_lengths)

@@ -47,6 +47,7 @@ class Recipe:
     character_share: float = 0.3  # of the loss: CTC over characters, from a second head; see module.py
     characters_first: float = 0.12  # of the steps: characters alone; see module.py
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
+    second_pass_share: float = 0.5  # of the loss of a cascade over the vocabulary: what its second pass answers
     sampled_depth: bool = False  # each step runs so many layers as it draws: Layer Consistency [R abstract]; see module.py
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
     patience: int | None = None  # end after so many epochs without a better dev WER, and keep the best average, not the last
@@ -65,6 +66,8 @@ class Recipe:
             raise UsageError(f"{self.epochs} epochs train nothing.", hint="Pass --epochs 1 or more.")
         if not 0 <= self.chunked_share <= 1:
             raise UsageError(f"{self.chunked_share} is no share of the steps.", hint="Pass --chunked-share 0 to 1.")
+        if not 0 <= self.second_pass_share <= 1:
+            raise UsageError(f"{self.second_pass_share} is no share of a loss.", hint="Set second_pass_share to 0 .. 1.")
         for count, option in ((self.accumulate, "accumulate"), (self.patience, "patience")):
             if count is not None and count < 1:
                 raise UsageError(f"{count} is too few for --{option}.", hint=f"Pass --{option} 1 or more.")

@@ -12,7 +12,8 @@ import torch
 from edgefuse.frontend.intake import FEATURES
 from edgefuse.frontend.kaldi import kaldi_log_mel
 from edgefuse.frontend.log_mel import normalize
-from edgefuse.recognize import answer, answers, holds, taken
+from edgefuse.recognize import answers, holds, taken
+from edgefuse.values import ENCODED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,8 +45,10 @@ def worst_snr_db(session: Session, artifact: Artifact, mode: Mode, goldens: Iter
     worst = IDENTICAL_DB
     for golden, entry, specs in _held(mode, goldens):
         padding = _noise(specs[0].shape) if noise else None
-        given = answer(session, artifact, entry, taken(golden, specs), padding)
-        worst = min(worst, snr_db(golden.logits, given))
+        given = answers(session, artifact, entry, taken(golden, specs), padding)
+        worst = min(worst, snr_db(golden.logits, given[artifact.outputs[entry][0].name]))
+        if golden.encoded is not None and ENCODED in given:
+            worst = min(worst, snr_db(golden.encoded.astype(np.float64), given[ENCODED]))
     return worst
 
 

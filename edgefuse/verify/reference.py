@@ -30,15 +30,17 @@ MOST_GOLDENS = 5  # utterances, from the shortest to the longest; and one that f
 
 def refer(checkpoint: Checkpoint, folded: FoldedModel, frontend: Frontend, heard: Sequence[Heard], mode: Mode) -> Reference:
     """Word errors of the checkpoint in float32, and alignments and golden vectors of the folded model in float64, in one mode."""
-    fits, context = fit(heard, mode), context_of(mode)
+    fits, context, again = fit(heard, mode), context_of(mode), mode.after is not None
     if not fits:
         raise UsageError("No utterance of the speech fits into the longest entry.", hint="Ask for more with --seconds.")
     original, exact = encoder_of(checkpoint), encoder_of(folded.checkpoint, torch.float64)
     tokens = Tokens(checkpoint.tokens)
-    texts = {each.identity: greedy_text(logits_of(original, each.features, context), tokens) for each in fits}
-    logits = {each.identity: _finite(logits_of(exact, each.features, context), each.identity) for each in fits}
+    texts = {each.identity: greedy_text(logits_of(original, each.features, context, again=again), tokens) for each in fits}
+    logits = {e.identity: _finite(logits_of(exact, e.features, context, again=again), e.identity) for e in fits}
     chosen = _spread(sorted(fits, key=lambda each: each.features.shape[0]), MOST_GOLDENS)
-    goldens = [Golden(each.identity, each.text, each.samples, each.features, logits[each.identity]) for each in chosen]
+    goldens = [
+        Golden(e.identity, e.text, e.samples, e.features, logits[e.identity], encoded_of(exact, e.features, mode)) for e in chosen
+    ]
     return Reference(
         parts={each.identity: each.part for each in fits},
         words={each.identity: count_word_errors([each.text], [texts[each.identity]]) for each in fits},
@@ -49,15 +51,35 @@ def refer(checkpoint: Checkpoint, folded: FoldedModel, frontend: Frontend, heard
 
 def context_of(mode: Mode) -> Context:
     """What a frame of the whole recording may see, so that PyTorch answers as the mode does."""
-    return Context(mode.streaming.chunk, mode.streaming.left) if mode.streaming else FULL
+    chunks = mode.streaming or mode.after
+    return Context(chunks.chunk, chunks.left) if chunks else FULL
 
 
 @torch.no_grad()
-def logits_of(encoder: Encoder, features: NDArray[np.float32], context: Context = FULL) -> NDArray[np.float64]:
-    """Logits (T // reduction, vocabulary_size) of features (T, mel_bins), in the encoder's own precision, without padding."""
-    batch = torch.from_numpy(features)[None].to(encoder.ctc.weight.dtype)
-    logits, _ = encoder(batch, torch.tensor([features.shape[0]]), context)
+def logits_of(
+    encoder: Encoder, features: NDArray[np.float32], context: Context = FULL, *, again: bool = False
+) -> NDArray[np.float64]:
+    """Logits (T // reduction, vocabulary_size) of features (T, mel_bins), in the encoder's own precision, without padding.
+
+    With `again` they are those of a cascade's second pass, over what the first one gives in that context.
+    """
+    batch = _batch(encoder, features)
+    logits = encoder.answers(*batch, context)[1] if again else encoder(*batch, context)[0]
     return np.asarray(logits[0].double().numpy())
+
+
+@torch.no_grad()
+def encoded_of(encoder: Encoder, features: NDArray[np.float32], mode: Mode) -> NDArray[np.float32] | None:
+    """What the first pass of a cascade gives to the second, (T // reduction, d), in the chunks of a mode; None in no chunks."""
+    context = context_of(mode)
+    if not encoder.config.second_pass or context == FULL:
+        return None
+    return np.asarray(encoder.encode(*_batch(encoder, features), context)[0][0].float().numpy())
+
+
+def _batch(encoder: Encoder, features: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one utterance, in the precision of the encoder; and its length."""
+    return torch.from_numpy(features)[None].to(encoder.ctc.weight.dtype), torch.tensor([features.shape[0]])
 
 
 def _most(specs: Sequence[TensorSpec], mode: Mode) -> int:
@@ -74,7 +96,8 @@ def _full(
     count = of_samples(encoder.config.frame_ms).count(_most(specs, mode))
     samples = np.ascontiguousarray(np.tile(joined, -(-count // len(joined)))[:count])
     features, name = features_of(torch.from_numpy(samples).double(), frontend), f"full_{entry}"
-    return Golden(name, "", samples, features, _finite(logits_of(encoder, features, context_of(mode)), name))
+    logits = _finite(logits_of(encoder, features, context_of(mode), again=mode.after is not None), name)
+    return Golden(name, "", samples, features, logits, encoded_of(encoder, features, mode))
 
 
 def _finite(logits: NDArray[np.float64], identity: str) -> NDArray[np.float64]:

@@ -181,6 +181,33 @@ def test_samples_in_chunks_are_heard_as_kaldi_and_answered_as_their_features_are
     assert strangers(structure, precision) == {}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "hears"), [("fp32", "features"), ("fp16", "pcm")])
+def test_the_second_pass_of_a_cascade_answers_to_what_its_stream_gave(
+    target: Target, tmp_path: Path, precision: str, hears: Input
+) -> None:
+    cascade = fold(a_checkpoint(layers=3, second_pass=1, feed_forward=1024))
+    samples = torch.randn(240 + 640 * 30 + 333, generator=torch.Generator().manual_seed(0)) / 10
+    whole, encoder = cascade.checkpoint, encoder_of(cascade.checkpoint, torch.float64)
+    features = normalize(kaldi_log_mel(samples), whole.frontend_mean, whole.frontend_istd)[None, :120]
+    with torch.no_grad():
+        encoded, lengths = encoder.encode(features.double(), torch.tensor([120]), Context(chunk=4, left=8))
+        wanted = encoder.again(encoded, lengths)[0].numpy()
+    program = lower(cascade, (1.28,), precision, [Chunks(160, 320)], hears)
+    assert not target.refusals(program)
+    artifact = target.export(program, tmp_path, "model")
+    session, heard = target.open(artifact), samples.numpy() if hears == "pcm" else features[0].numpy()
+    given = recognize.answers(session, artifact, "stream_160ms", heard)["encoded"]
+    assert parity.snr_db(encoded[0].numpy(), given) >= LEAST_DB[precision]
+    loud = np.full((1, 32, 16), 1e3, np.float32)
+    assert parity.snr_db(wanted, recognize.answer(session, artifact, "second_1280ms", given, loud)) >= LEAST_DB[precision]
+    if hears == "features":  # without the matrices of a front end
+        assert size(artifact.path) < 1.5 * sum(parameter.nbytes for parameter in program.entries[0].graph.parameters())
+    structure = target.structure(artifact)
+    assert structure.normalizations == ()
+    assert strangers(structure, precision) == {}
+
+
 @pytest.mark.parametrize("hears", INPUTS)
 def test_caches_that_are_held_answer_as_those_that_go_in_and_out(target: Target, tmp_path: Path, hears: Input) -> None:
     held, explicit = (lower(folded(), (), "fp16", [Chunks(160, 320, held)], hears) for held in (True, False))

@@ -172,6 +172,7 @@ COMMANDS = {
     "no_recording": ["transcribe", "HERE/bundle"],
     "recording_and_microphone": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--microphone"],
     "endpoints_without_a_stream": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--endpoint-silence-ms", "800"],
+    "second_pass_without_a_stream": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--second-pass"],
     "endpoints_after_no_silence": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--stream", "--endpoint-silence-ms", "0"],
     "no_beam": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--beam", "0"],
     "hotwords_without_a_beam": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--beam", "1", "--hotwords", "HERE/rooms.txt"],

@@ -15,12 +15,13 @@ from torch import Generator, Tensor
 from edgefuse import checkpoint
 from edgefuse.decode.tokens import character_tokens
 from edgefuse.errors import MissingFile, OutputExists, TrainingDiverged, UsageError
-from edgefuse.model import Encoder, EncoderConfig
+from edgefuse.model import FULL, Context, Encoder, EncoderConfig
 from edgefuse.model.normalization import BatchNorm
 from edgefuse.model.reestimate import reestimate
+from edgefuse.model.streaming import valid_frames
 from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp_vocal_tract
 from edgefuse.train.batches import Batch, Batches, trainable
-from edgefuse.train.loop import Speech, finish, fit, open_speech, train
+from edgefuse.train.loop import Speech, answer_again, finish, fit, open_speech, train
 from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
 
@@ -32,6 +33,8 @@ QUICK = Recipe(characters_first=0.0, vocabulary_size=len(TOKENS), epochs=4, batc
 SMALL = EncoderConfig(
     vocabulary_size=len(TOKENS), dimension=32, layers=1, heads=2, feed_forward=64, kernel=3, subsampling_channels=8
 )
+
+CASCADE = replace(SMALL, layers=2, second_pass=1, norm_residual="output", dropout=0.0)
 
 
 def tones(text: str) -> np.ndarray:
@@ -145,6 +148,40 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(
     monkeypatch.undo()
     resumed = weights(fit(train_set, dev, tmp_path / "cut", recipe, config, TOKENS, resume=True))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to")  # to log without a trainer
+@pytest.mark.parametrize("chunked_share", [0.0, 1.0])
+def test_both_passes_of_a_cascade_learn_the_second_over_what_the_first_gives(corpus: Path, chunked_share: float) -> None:
+    recipe = replace(QUICK, character_share=0.0, chunked_share=chunked_share, second_pass_share=0.25)
+    training = Training(Encoder(CASCADE), TOKENS, recipe, steps=1)
+    batch, context = next(iter(speech(corpus, "train").batches(TOKENS, 100.0))), draw_context(recipe, 0, CASCADE.frame_ms)
+    assert (context == FULL) == (chunked_share == 0)
+    loss = training.loss(batch, context)
+    encoded, lengths = training.encoder.encode(batch.features, batch.lengths, context)
+    first = training.encoder.ctc(training.encoder.norm(encoded, valid_frames(lengths, encoded.shape[1])))
+    second = training.encoder.again(encoded, lengths)
+    each = [ctc_loss(logits, lengths, batch.targets, batch.target_lengths) for logits in (first, second)]
+    torch.testing.assert_close(loss, 0.75 * each[0] + 0.25 * each[1])
+    training.training_step(batch, 0).backward()
+    assert all(head.weight.grad.any() for head in (training.encoder.ctc, training.encoder.second_ctc))
+
+
+def test_a_cascade_tells_what_its_second_pass_hears_after_chunks(corpus: Path, tmp_path: Path) -> None:
+    small = {"dimension": 32, "layers": 2, "heads": 2, "feed_forward": 64, "kernel": 3, "subsampling_channels": 8}
+    recipe = replace(QUICK, epochs=1, architecture={**small, "second_pass": 1})
+    trained = train(corpus, tmp_path, recipe, precision="fp32", features=tmp_path / "features")
+    read = checkpoint.read(trained.folder)
+    assert read.config.second_pass == 1
+    assert {"seen", "seen, 640 ms", "seen, second pass after 640 ms", "unseen, second pass after 640 ms"} <= set(trained.errors)
+    encoder, spoken = checkpoint.encoder_of(read), speech(corpus, "train")
+    for norm in (encoder.norm, encoder.second_norm):  # both have heard clean speech
+        assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+    batch = next(iter(spoken.batches(TOKENS, 100.0)))
+    given, lengths = answer_again(encoder, batch.features, batch.lengths, Context(16, 64))
+    encoded, _ = encoder.encode(batch.features, batch.lengths, Context(16, 64))
+    assert torch.equal(given, encoder.again(encoded, lengths))
+    assert not torch.equal(given, encoder(batch.features, batch.lengths)[0])
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to")  # to log without a trainer
