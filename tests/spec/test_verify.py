@@ -322,7 +322,7 @@ def a_golden(frames: int) -> Golden:
 
 
 def test_an_utterance_takes_the_shortest_entry_that_holds_it():
-    assert [fitting(SPECS, frames) for frames in (1, 4, 5, 8, 9)] == ["short", "short", "long", "long", None]
+    assert [fitting(SPECS, features) for features in (1, 19, 20, 35, 36)] == ["short", "short", "long", "long", None]
 
 
 def test_what_stands_behind_the_end_is_padding_and_the_answer_ends_there(summing_artifact):
