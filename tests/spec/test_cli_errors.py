@@ -34,7 +34,7 @@ def said(arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str])
     out, err = capsys.readouterr()
     told = "".join(line for line in err.splitlines(keepends=True) if line.startswith(("error:", "  hint:")))
     page = f"$ edgefuse {shlex.join(arguments)}\n{out}{told}exit code {code}\n"
-    return page.replace(str(folder), "HERE").replace(str(Path(cli.__file__).parent.parent), "CHECKOUT")
+    return page.replace(str(folder), "HERE").replace(str(Path(errors.__file__).parent.parent), "CHECKOUT")
 
 
 def must_equal_golden(name: str, page: str) -> None:
