@@ -67,7 +67,8 @@ def read_tokens(path: Path) -> tuple[str, ...]:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the three files into a folder that exists; the digest travels inside the safetensors."""
+    """Write the three files into a folder, which is made in one that exists; the digest travels inside the safetensors."""
+    folder.mkdir(exist_ok=True)
     tensors = {**checkpoint.weights, MEAN: checkpoint.frontend_mean, ISTD: checkpoint.frontend_istd}
     contiguous = {name: tensor.detach().contiguous() for name, tensor in sorted(tensors.items())}
     (folder / WEIGHTS).write_bytes(save(contiguous, metadata={"digest": checkpoint.digest}))

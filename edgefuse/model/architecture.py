@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgefuse.errors import BadConfig, MissingFile
-from edgefuse.model.config import EncoderConfig, Norm, preset
+from edgefuse.model.config import AS_TRAINED, EncoderConfig, Norm, preset
 
 NOT_ITS_OWN: Mapping[str, str] = MappingProxyType(
     {"vocabulary_size": "is learnt from the corpus; say how large it may be with --vocabulary", "folded": "is what a fold makes"}
@@ -60,8 +60,10 @@ def encoder_config(size: str, norm: Norm, vocabulary_size: int, architecture: Ma
     try:
         return EncoderConfig.from_json({**twin.to_json(), **architecture})
     except BadConfig as error:
-        known = error.hint if "unknown keys" in error.sentence or "tage" in error.sentence else None
-        raise BadConfig(error.sentence, hint=known or "Change the architecture, or its preset.") from error
+        raise BadConfig(
+            error.sentence,
+            hint=f"Change the architecture, or name another preset than {size}." if error.hint == AS_TRAINED else error.hint,
+        ) from error
 
 
 def norm_of(architecture: Mapping[str, Any], told: Norm | None) -> Norm | None:

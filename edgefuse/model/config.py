@@ -152,9 +152,7 @@ class EncoderConfig:
         problems = [*_type_problems(self)]
         problems = problems or [*_range_problems(self)]
         if problems:
-            raise BadConfig(
-                f"The config is impossible: {'; '.join(problems)}.", hint="Use the config.json that the model was trained with."
-            )
+            raise BadConfig(f"The config is impossible: {'; '.join(problems)}.", hint=AS_TRAINED)
 
     @property
     def blocks(self) -> tuple[BlockShape, ...]:
@@ -238,6 +236,7 @@ class EncoderConfig:
         return cls(**{**fields, "stages": _stages(stages)})
 
 
+AS_TRAINED = "Use the config.json that the model was trained with."
 OPTIONAL = frozenset({"subsampling", "stages", "shared_blocks", "second_pass", "residual_norms_kept"})
 NAMES: Mapping[Norm, str] = MappingProxyType(
     {

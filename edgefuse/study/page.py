@@ -33,14 +33,15 @@ def page(plan: Plan, results: Results) -> str:
         "# What each idea is worth",
         "",
         "`make study` measures it, and writes this page from `edgefuse/study/results.json`; nothing in it was written by hand.",
-        f"All rows have the same corpus, seeds and {steps:,} steps of {recipe.batch_seconds:g} s of speech; the preset is",
-        f"`{recipe.preset}`, far smaller than the papers' models, and the speech is synthetic: figures are to be compared with",
-        f"each other only. What a row changes is in `edgefuse/study/rows.toml`. Timing: {timed}.",
+        f"All rows have the same corpus, {seeds_of(results.outcomes)} and {steps:,} steps of {recipe.batch_seconds:g} s of",
+        f"speech; the preset is `{recipe.preset}`, far smaller than the papers' models, and the speech is synthetic: figures are",
+        f"to be compared with each other only. What a row changes is in `edgefuse/study/rows.toml`. Timing: {timed}.",
         "",
         "## What they hear",
         "",
         "Word error rates in percent of greedy search, the mean of the seeds (and between what they lie), on voices that the",
         "training has heard and on others, of whole utterances and in chunks of 640 ms after 2,560 ms of past.",
+        *_doubt(results),
         "",
         *_table(("row", "seen", "unseen", "seen, chunks", "unseen, chunks", "both sets", "against LN"), _quality(plan, results)),
         "",
@@ -81,6 +82,13 @@ def page(plan: Plan, results: Results) -> str:
         ),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _doubt(results: Results) -> Iterator[str]:
+    """What one seed cannot tell."""
+    if len({each.seed for each in results.outcomes}) == 1:
+        yield ""
+        yield "There is one seed: nothing here tells how much of a difference is chance, and a bar may hold or be missed by it."
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

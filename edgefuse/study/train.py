@@ -81,7 +81,9 @@ def train_row(plan: Plan, row: Row, seed: int, corpus: Corpus, folder: Path) -> 
         encoder, steps = _converted(row, corpus, folder, place, recipe) if row.converts else _fitted(corpus, place, recipe)
     except TrainingDiverged as error:
         return Outcome(row.name, seed, "diverged", told, told=error.sentence)
-    _write_checkpoint(place, encoder, corpus)
+    store = corpus.train.store
+    written = checkpoints.of_encoder(encoder, store.mean, store.istd, corpus.tokens.symbols)
+    checkpoints.write(place / "checkpoint", written)
     errors = {part: _errors(answer, heard, corpus) for part, heard, answer in _parts(row, encoder, corpus, recipe)}
     return Outcome(row.name, seed, "trained", told, steps=steps, errors=errors)
 
@@ -110,13 +112,6 @@ def _converted(row: Row, corpus: Corpus, folder: Path, place: Path, recipe: Reci
 def _precision() -> Precision:
     """On a GPU bf16; on a CPU fp32, since few of them multiply bf16 faster."""
     return "bf16" if torch.cuda.is_available() else "fp32"
-
-
-def _write_checkpoint(place: Path, encoder: Encoder, corpus: Corpus) -> None:
-    written = place / "checkpoint"
-    written.mkdir(exist_ok=True)
-    store = corpus.train.store
-    checkpoints.write(written, checkpoints.of_encoder(encoder, store.mean, store.istd, corpus.tokens.symbols))
 
 
 def _parts(row: Row, encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Iterator[tuple[str, EncoderConfig, Answer]]:

@@ -140,7 +140,6 @@ def convert_norm(
     encoder = settled(training.averaged.cpu()).requires_grad_(requires_grad=False)
     reestimate(encoder, clean_speech(corpus, tokens, recipe.seed))
     written = output / "checkpoint"
-    written.mkdir(exist_ok=True)
     mean, istd = before.frontend_mean, before.frontend_istd
     checkpoints.write(written, checkpoints.of_encoder(encoder, mean, istd, before.tokens))
     spoken = (heard, corpus.store, tokens)

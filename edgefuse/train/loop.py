@@ -132,7 +132,6 @@ def train(
         return None
     encoder = finish(training, corpus, tokens)
     written = output / "checkpoint"
-    written.mkdir(exist_ok=True)
     checkpoint.write(written, checkpoint.of_encoder(encoder, corpus.store.mean, corpus.store.istd, tokens.symbols))
     errors = test(encoder, heard, corpus.store, tokens, contexts_of(encoder.config))
     if config.second_pass:

@@ -119,7 +119,6 @@ def pretrain(
     after, mean = _measure(training, corpus, dev)
     reestimate(training.averaged, clean_speech(corpus, TOKENS, recipe.seed))
     written = output / "checkpoint"
-    written.mkdir(exist_ok=True)
     checkpoint = checkpoints.of_encoder(training.averaged.eval(), corpus.store.mean, corpus.store.istd, TOKENS.symbols)
     checkpoints.write(written, checkpoint)
     pretrained = Pretrained(written, before, after, mean)
