@@ -50,9 +50,10 @@ $(BUNDLES)/.made: $(INSTALLED)
 		--overwrite -o $(BUNDLES)/fusionformer-tiny-int8
 	touch $@
 
-packages:  ## Debian's emulators, cross compiler, adb and browser: for `make field` and `make budget`
+packages:  ## Debian's emulators, cross compiler, adb and browser: for `make field` and `make budget`; a Node.js that is there stays
 	apt-get update -q
-	apt-get install -y -q --no-install-recommends $$(cat tests/field/packages.txt)
+	apt-get install -y -q --no-install-recommends \
+		$$(if command -v npm > /dev/null; then grep -vx -e nodejs -e npm tests/field/packages.txt; else cat tests/field/packages.txt; fi)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
