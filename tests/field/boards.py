@@ -51,14 +51,18 @@ def set_up() -> None:
         pytest.skip("; ".join(f"{lack.what} is missing: {lack.mend}" for lack in lacking))
 
 
+TOLD = os.environ.get("EDGEFUSE_BUNDLES", "")
+BUNDLES = Path(TOLD).resolve()  # now: a test may go elsewhere
+
+
 def bundle_of(precision: str, folders: pytest.TempPathFactory) -> Bundle:
     name = MODEL.name if precision == "fp32" else f"{MODEL.name}-{precision}"
-    if told := os.environ.get("EDGEFUSE_BUNDLES"):
-        return read_bundle(Path(told) / name)
+    if TOLD:
+        return read_bundle(BUNDLES / name)
     folder = folders.getbasetemp() / "bundles" / name
     if not folder.exists():
         scheme = SCHEMES.get(precision, "fp32")
-        order = pipeline.Order(TARGETS, scheme, seconds=(5.12,), chunks=(Chunks(640),), calibration=CALIBRATION)
+        order = pipeline.Order(TARGETS, scheme, seconds=(5.12,), chunks=(Chunks(640, 2560),), calibration=CALIBRATION)
         pipeline.export(MODEL, folder, order)
     return read_bundle(folder)
 
