@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,8 @@ from edgefuse.errors import UsageError
 if TYPE_CHECKING:
     from edgefuse.quantize.scheme import Scheme
 
+ARCHITECTURE = ("architecture", "preset", "norm")  # what the checkpoint to begin with decides
+DECIDED = (*ARCHITECTURE, "sampled_depth", "vocabulary_size")  # what it decides in a fine-tuning or a conversion
 NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `edgefuse.model.config.Norm` has them
 
 
@@ -30,10 +32,10 @@ NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `ed
 @click.option("--epochs", type=int, help="[default: the recipe's]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--vocabulary", "vocabulary_size", type=int, help="Tokens; 29 are the characters.  [default: the recipe's]")
+@click.option("--vocabulary", "vocabulary_size", type=int, help="Tokens; 29 are characters.  [default: those of --from, or 512]")
 @click.option("--learning-rate", "peak_learning_rate", type=float, help="Of the peak.  [default: the recipe's]")
 @click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
-@click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with its weights; its vocabulary may be another.")
+@click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with it; its tokens stay if they do.")
 @click.option("--precision", metavar="NAME|FILE", help="Fine-tune it, folded, for fewer bits; an epoch is 100 batches then.")
 @click.option(
     "--convert-norm", is_flag=True, help="Convert it, a LayerNorm Conformer, to one whose norms fold; an epoch is 100 batches."
@@ -70,6 +72,8 @@ def train(
         told |= _architecture(architecture, told)
     if convert_norm:
         _require_convertible(start, precision, told)
+    elif start and precision is None:
+        _require_own(told, "checkpoint", ARCHITECTURE)
     scheme = _trained_for(precision, start, calibration, told)
     if convert_norm and start:
         from edgefuse.train.convert_norm import convert_norm as convert
@@ -195,12 +199,12 @@ def _require_convertible(start: Path | None, precision: str | None, told: Mappin
             "A conversion and a fine-tuning for fewer bits are two steps.",
             hint="Convert first, fold what comes out, and then: edgefuse train --from FOLDED --precision ...",
         )
-    _require_own(told, "checkpoint")
+    _require_own(told, "checkpoint", DECIDED)
 
 
-def _require_own(told: Mapping[str, object], whose: str) -> None:
+def _require_own(told: Mapping[str, object], whose: str, options: Sequence[str]) -> None:
     """Refuse options that the checkpoint to begin with decides."""
-    for option in ("architecture", "sampled_depth", "preset", "norm", "vocabulary_size"):
+    for option in options:
         if option in told:
             name = {"sampled_depth": "layers-sampled"}.get(option, option.partition("_")[0])
             raise UsageError(f"--{name} is the {whose}'s own.", hint=f"Leave --{name} away.")
@@ -219,5 +223,5 @@ def _trained_for(
         raise UsageError(f"{scheme} loses nothing that training could win back.", hint="Fine-tune for fewer bits, such as: int8")
     if start is None:
         raise UsageError("Fewer bits are learnt from a folded checkpoint.", hint="Name it with: --from FOLDED")
-    _require_own(told, "folded checkpoint")
+    _require_own(told, "folded checkpoint", DECIDED)
     return scheme

@@ -73,7 +73,7 @@ def key_of(row: str, part: str) -> str:
 def lines_of(plan: Plan, row: Row) -> Iterator[Line]:
     """The lines of a row."""
     recipe = plan.recipe_of(row, 0)
-    config = recipe.encoder(recipe.vocabulary_size)
+    config = recipe.encoder(recipe.pieces)
     yield Line(row.name, config, recipe.sampled_depth)
     for depth in row.depths:
         yield Line(key_of(row.name, f"{depth} layers"), config_at_depth(config, depth))

@@ -59,7 +59,7 @@ def train_rows(
     failures: list[Failure] = []
     if waiting:
         torch.set_num_threads(threads)
-        corpus = load_corpus(speech, plan.recipe.vocabulary_size)
+        corpus = load_corpus(speech, plan.recipe.pieces)
         failures = [failure for row, seed in waiting if (failure := _run(plan, row, seed, corpus, folder, say))]
     results = report(plan, folder)
     if failures:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from edgefuse import checkpoint as checkpoints
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import UsageError
-from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.model import Context, Encoder
 from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
@@ -186,6 +185,4 @@ def _read(start: Path) -> Checkpoint:
             f"{start} is a {config.name} with {config.activation}, not a LayerNorm Conformer with Swish and GLU.",
             hint=f"It needs no conversion if its norms fold: edgefuse inspect {start}",
         )
-    if config.mel_bins != KALDI_80.mel_bins:
-        raise UsageError(f"{start} hears {config.mel_bins} mel bins; a corpus has {KALDI_80.mel_bins}.")
     return checkpoint

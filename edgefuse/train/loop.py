@@ -20,7 +20,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,6 +37,7 @@ from edgefuse import checkpoint
 from edgefuse.decode.spaceless import is_spaceless
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import EmptyAudio, MissingFile, OutputExists, UsageError
+from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.model import FULL, Context, Encoder, EncoderConfig
 from edgefuse.model.normalization import UnifiedNorm
 from edgefuse.model.reestimate import reestimate
@@ -47,7 +48,7 @@ from edgefuse.train.corpora import DEV, TRAIN, Corpus, open_corpus
 from edgefuse.train.features import FeatureStore, open_or_compute
 from edgefuse.train.module import Answer, Steps, Training, evaluate
 from edgefuse.train.pieces import learn_tokens
-from edgefuse.train.recipe import PRETRAINED, Recipe
+from edgefuse.train.recipe import ARCHITECTURE, PRETRAINED, Recipe
 from edgefuse.values import Checkpoint
 from edgefuse.verify.wer import WordErrors
 
@@ -105,10 +106,13 @@ def train(
 
     ``features`` keeps the log-mel frames, ``speech``/features by default; several trainings may share it. ``resume`` goes
     on from the last step that was kept in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
-    encoder is where the training begins; its vocabulary may be another one, and characters need not come first any more, but for
-    one that was pre-trained without words. Of several processes the first returns what was trained, the others nothing.
+    encoder, of whatever architecture, is where the training begins; features are normalized as it has learnt to hear. Its tokens
+    stay where they spell the corpus and the recipe does not want another number of them; else others are learnt, for a fresh
+    head. Characters need not come first any more. Neither holds for a checkpoint that was pre-trained without words. Of several
+    processes the first returns what was trained, the others nothing.
     """
-    if start and not (start / PRETRAINED).is_file():
+    knows_words = start is not None and not (start / PRETRAINED).is_file()
+    if knows_words:
         recipe = replace(recipe, characters_first=0.0)
     torch.set_num_threads(threads)
     require_free_run(output, resume=resume)
@@ -120,10 +124,11 @@ def train(
         )
     with ranks.joined():
         heard = open_speech(speech, features)
-        corpus = heard.load(TRAIN)
+        corpus = heard_by(begin, heard.load(TRAIN)) if begin else heard.load(TRAIN)
         _require_transcripts(corpus)
-        tokens = learn_tokens([utterance.text for utterance in corpus.store.utterances.values()], recipe.vocabulary_size)
-        config = recipe.encoder(len(tokens))
+        texts = [utterance.text for utterance in corpus.store.utterances.values()]
+        tokens = tokens_for(texts, recipe, begin if knows_words else None)
+        config = _config_of(begin, recipe, tokens) if begin else recipe.encoder(len(tokens))
         corpus = fitting(corpus, tokens, config)
         dev = heard.load(DEV, utterances=DEV_UTTERANCES)
         output.mkdir(parents=True, exist_ok=True)
@@ -137,8 +142,16 @@ def train(
     if config.second_pass:
         after = {f", second pass after {AGAIN_MS} ms": contexts_of(config)[f", {AGAIN_MS} ms"]}
         errors |= test(partial(answer_again, encoder), heard, corpus.store, tokens, after)
-    write_metrics(output, recipe.to_json(), errors)
+    write_metrics(output, _told(recipe, begin), errors)
     return Trained(written, errors, characters=spell_spaceless(tokens))
+
+
+def _told(recipe: Recipe, begin: Checkpoint | None) -> dict[str, Any]:
+    """What was trained with, as JSON; what the checkpoint to begin with decided is its digest."""
+    told = recipe.to_json()
+    if begin is None:
+        return told
+    return {"from": begin.digest} | {name: value for name, value in told.items() if name not in ARCHITECTURE}
 
 
 def fit(
@@ -155,13 +168,13 @@ def fit(
 ) -> Training:
     """Run the epochs, from the start or from ``last.ckpt``; the same seed gives the same weights either way (on a CPU).
 
-    With ``begin`` the weights start as that checkpoint's, but for a head of another vocabulary.
+    With ``begin`` the weights start as that checkpoint's, but for the head of another vocabulary.
     """
     L.seed_everything(recipe.seed, workers=True, verbose=False)
     batches = EpochBatches(corpus, dev, tokens, recipe)
     encoder = Encoder(config)
     if begin is not None:
-        _begin_with(encoder, begin)
+        _begin_with(encoder, begin, tokens)
     for norm in encoder.modules():
         if isinstance(norm, UnifiedNorm):
             norm.warm_up, norm.outlier_filtration = recipe.unified_warm_up, recipe.outlier_filtration
@@ -221,15 +234,23 @@ def _require_transcripts(corpus: Speech) -> None:
         raise UsageError("No utterance of the corpus has a transcript.", hint="Learn from speech alone with: edgefuse pretrain")
 
 
-def _begin_with(encoder: Encoder, begin: Checkpoint) -> None:
-    """Load a checkpoint's weights; the head stays fresh where the vocabularies differ in size."""
+def tokens_for(texts: Sequence[str], recipe: Recipe, begin: Checkpoint | None) -> Tokens:
+    """The tokens of the checkpoint to begin with, where they are as many as are wanted and spell the texts; or learnt ones."""
+    if begin and recipe.vocabulary_size in (None, len(begin.tokens)) and set("".join(texts)) <= {*begin.tokens, " "}:
+        return Tokens(begin.tokens)
+    return learn_tokens(texts, recipe.pieces)
+
+
+def _config_of(begin: Checkpoint, recipe: Recipe, tokens: Tokens) -> EncoderConfig:
+    """The checkpoint's own encoder, for these tokens."""
+    return replace(begin.config, vocabulary_size=len(tokens), dropout=recipe.dropout)
+
+
+def _begin_with(encoder: Encoder, begin: Checkpoint, tokens: Tokens) -> None:
+    """Load a checkpoint's weights; the head stays fresh where it knows other tokens."""
     weights = dict(begin.weights)
-    if begin.config.vocabulary_size != encoder.config.vocabulary_size:
+    if tuple(begin.tokens) != tuple(tokens.symbols):
         weights |= {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(("ctc.", "second_ctc."))}
-    if replace(begin.config, vocabulary_size=encoder.config.vocabulary_size, dropout=encoder.config.dropout) != encoder.config:
-        raise UsageError(
-            "The checkpoint to begin with is of another architecture.", hint="Train it with the same --preset and --norm."
-        )
     encoder.load_state_dict(weights)
 
 
@@ -259,7 +280,13 @@ def clean_speech(
 
 
 def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:
-    """Normalized as a checkpoint has learnt to hear."""
+    """Normalized as a checkpoint has learnt to hear.
+
+    Raises:
+        UsageError: it hears otherwise than a corpus is computed.
+    """
+    if begin.config.mel_bins != KALDI_80.mel_bins:
+        raise UsageError(f"The checkpoint hears {begin.config.mel_bins} mel bins; a corpus has {KALDI_80.mel_bins}.")
     mean, istd = begin.frontend_mean.float(), begin.frontend_istd.float()
     return replace(spoken, store=replace(spoken.store, mean=mean, istd=istd))
 

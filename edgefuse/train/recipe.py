@@ -15,6 +15,7 @@ from edgefuse.train.augment import Augmentation
 
 CHUNK_MS = (160, 1280)  # the chunks that a device would stream with
 LEFT_MS = (640, 3840)
+PIECES = 512  # of words; most of what the synthetic corpus says is then one token a word
 ARCHITECTURE = (
     "preset",
     "norm",
@@ -31,7 +32,7 @@ class Recipe:
     preset: str = "tiny"
     norm: Norm = "batch"
     architecture: Mapping[str, Any] = field(default_factory=dict)  # fields of the encoder's config that are not the preset's
-    vocabulary_size: int = 512  # word pieces; most of what the corpus says is then one token a word
+    vocabulary_size: int | None = None  # tokens; None: those of the checkpoint to begin with, or PIECES
     epochs: int = 7
     epoch_batches: int | None = None  # how many of the corpus an epoch draws; None: all
     seed: int = 0
@@ -79,6 +80,11 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field."""
         return asdict(self)
+
+    @property
+    def pieces(self) -> int:
+        """How many tokens are learnt, where some are."""
+        return self.vocabulary_size or PIECES
 
     def encoder(self, vocabulary_size: int) -> EncoderConfig:
         """The encoder that is trained."""

@@ -118,7 +118,7 @@ def test_a_training_begins_with_the_encoder_and_learns_characters_first(pretrain
         write_corpus(corpus, name, ["abc", "bad cab", "cad", "dab a"])
     seen = []
     monkeypatch.setattr("edgefuse.train.loop.run", lambda training, *_, **__: seen.append(training))
-    recipe = Recipe(vocabulary_size=29, epochs=1, batch_seconds=8.0, architecture=ARCHITECTURE)
+    recipe = Recipe(vocabulary_size=29, epochs=1, batch_seconds=8.0)
     train(corpus, tmp_path / "run", recipe, start=pretrained.folder)
     begun, given = seen[0].encoder.state_dict(), checkpoints.read(pretrained.folder).weights
     assert all(torch.equal(begun[name], tensor) for name, tensor in given.items() if "running" not in name and "num_" not in name)

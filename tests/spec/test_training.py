@@ -12,7 +12,7 @@ import torch
 from lhotse import CutSet, Recording, SupervisionSegment
 from torch import Generator, Tensor
 
-from edgefuse import checkpoint
+from edgefuse import checkpoint, cli
 from edgefuse.decode.tokens import character_tokens
 from edgefuse.errors import MissingFile, OutputExists, TrainingDiverged, UsageError
 from edgefuse.model import FULL, Context, Encoder, EncoderConfig
@@ -21,7 +21,7 @@ from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
 from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp_vocal_tract
 from edgefuse.train.batches import Batch, Batches, trainable
-from edgefuse.train.loop import Speech, answer_again, finish, fit, open_speech, train
+from edgefuse.train.loop import Speech, answer_again, finish, fit, open_speech, tokens_for, train
 from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
 
@@ -124,11 +124,31 @@ def test_a_training_begins_with_another_ones_encoder_whatever_its_vocabulary(cor
     torch.testing.assert_close(trained[f"encoder.{name}"], begin.weights[name])
 
 
-def test_another_architecture_is_nothing_to_begin_with(corpus: Path, tmp_path: Path) -> None:
-    wider = replace(SMALL, dimension=64)
-    begin = checkpoint.of_encoder(Encoder(wider), torch.zeros(80), torch.ones(80), TOKENS.symbols)
-    with pytest.raises(UsageError, match="another architecture"):
-        fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, QUICK, SMALL, TOKENS, begin=begin)
+def test_tokens_stay_where_they_spell_the_corpus_and_others_begin_with_a_fresh_head(corpus: Path, tmp_path: Path) -> None:
+    spoken = speech(corpus, "train")
+    symbols = ("<blk>", *reversed(TOKENS.symbols[1:]))
+    unmoved = replace(QUICK, epochs=1, peak_learning_rate=1e-12, last_learning_rate=1e-12, architecture={"layers": 1})
+    config = unmoved.encoder(len(TOKENS))
+    torch.manual_seed(99)
+    begin = checkpoint.of_encoder(Encoder(config), spoken.store.mean + 1, spoken.store.istd, symbols)
+    folder = tmp_path / "begin"
+    checkpoint.write(folder, begin)
+    on = train(corpus, tmp_path / "run", replace(unmoved, vocabulary_size=None), start=folder, precision="fp32")
+    assert on is not None
+    trained = checkpoint.read(on.folder)
+    assert trained.tokens == symbols
+    assert torch.equal(trained.frontend_mean, begin.frontend_mean)  # as it has learnt to hear
+    torch.testing.assert_close(trained.weights["ctc.weight"], begin.weights["ctc.weight"])
+    fitted = weights(fit(spoken, speech(corpus, "dev"), tmp_path / "fit", unmoved, config, TOKENS, begin=begin))
+    assert not torch.allclose(fitted["encoder.ctc.weight"], begin.weights["ctc.weight"])
+
+
+def test_tokens_are_learnt_where_the_checkpoint_has_none_that_do() -> None:
+    config = replace(SMALL, vocabulary_size=4)
+    begin = checkpoint.of_encoder(Encoder(config), torch.zeros(80), torch.ones(80), ("<blk>", "▁", "a", "b"))
+    assert tokens_for(["ab a"], Recipe(), begin).symbols == begin.tokens
+    assert tokens_for(["ab c"], Recipe(vocabulary_size=4), begin).symbols == TOKENS.symbols
+    assert tokens_for(["ab a"], Recipe(vocabulary_size=len(TOKENS)), begin).symbols == TOKENS.symbols
 
 
 def test_a_training_that_was_cut_off_ends_with_the_same_weights(
@@ -335,3 +355,12 @@ def test_a_training_begins_with_characters_alone() -> None:
 def test_no_epochs_are_refused() -> None:
     with pytest.raises(UsageError, match="train nothing"):
         Recipe(epochs=0)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--preset", "small"), ("--norm", "layer")])
+def test_what_a_training_begins_with_decides_its_architecture(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "--speech", str(tmp_path), "-o", str(tmp_path / "run"), "--from", "ANY", option, value]
+    assert cli.run(command) == UsageError.exit_code
+    assert f"{option} is the checkpoint's own" in " ".join(capsys.readouterr().err.split())
