@@ -14,8 +14,20 @@ from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import UsageError
 from edgefuse.foreign import in_words
 from edgefuse.listen import load
-from edgefuse.recognize import FRAME_SECONDS, Heard, answer, entry_for, hear, heard_in, streaming_entry, taken
+from edgefuse.recognize import (
+    FRAME_SECONDS,
+    Heard,
+    answers,
+    entry_for,
+    hear,
+    heard_again,
+    heard_in,
+    second_passes,
+    streaming_entry,
+    taken,
+)
 from edgefuse.speech import MANIFEST, read_speech
+from edgefuse.values import ENCODED
 from edgefuse.verify.wer import WordErrors, count_word_errors, split_word_errors
 
 if TYPE_CHECKING:
@@ -56,19 +68,23 @@ def evaluate(
     *,
     sets: Sequence[str],
     live: bool,
+    second_pass: bool = False,
     tell: Callable[[str], AbstractContextManager[None]],
 ) -> tuple[Evaluation, ...]:
     """Transcribe test sets with one artifact, `live` in chunks; with hotwords each set twice, first without them.
 
+    With `second_pass` a cascade hears each utterance again behind its chunks, but those that are too long for it.
     `speech` is a folder with a manifest, or a corpus; without `sets`, all that it has (of a corpus, not what trains).
     """
     loaded = load(path)
+    if second_pass:
+        second_passes(loaded.artifact)  # what has none is told before the work
     begin(decoding, Tokens(loaded.bundle.tokens))  # a hotword that cannot be spelled is told before the work
     found: list[Evaluation] = []
     for name in _names(speech, sets):
         with tell(f"Listening to {name}"), in_words(loaded.artifact.target, "could not run its artifact"):
             heard = _read(speech, name, loaded.bundle.frontend)
-            logits = [_logits(loaded, each, live=live) for each in heard]
+            logits = [_logits(loaded, each, live=live, second_pass=second_pass) for each in heard]
         texts = [each.text for each in heard]
         ways = (replace(decoding, hotwords={}), decoding) if decoding.hotwords else (decoding,)
         found += (_evaluate(name, texts, logits, way, Tokens(loaded.bundle.tokens), decoding.hotwords) for way in ways)
@@ -90,11 +106,13 @@ def _evaluate(
     return Evaluation(name, decoding, count_word_errors(*units(references, texts)), (inside, outside) if words else None, false)
 
 
-def _logits(loaded: Loaded, heard: Heard, *, live: bool) -> NDArray[np.float32]:
+def _logits(loaded: Loaded, heard: Heard, *, live: bool, second_pass: bool) -> NDArray[np.float32]:
     seconds = len(heard.features) * FRAME_SECONDS
     artifact = loaded.artifact
     entry = streaming_entry(artifact) if live else entry_for(artifact, Path(heard.identity), len(heard.features), seconds)
-    return answer(loaded.session, artifact, entry, taken(heard, artifact.inputs[entry]))
+    given = answers(loaded.session, artifact, entry, taken(heard, artifact.inputs[entry]))
+    again = heard_again(loaded.session, artifact, given[ENCODED]) if second_pass else None
+    return given[artifact.outputs[entry][0].name] if again is None else again
 
 
 def _names(speech: Path, sets: Sequence[str]) -> tuple[str, ...]:

@@ -264,6 +264,12 @@ def second_passes(artifact: Artifact) -> Inputs:
     return found
 
 
+def heard_again(session: Session, artifact: Artifact, encoded: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Logits (T, vocabulary_size) of a cascade's second pass over all that the first one gave, (T, d); None if it takes less."""
+    fits = [(capacity(specs), name) for name, specs in second_passes(artifact).items() if capacity(specs) >= len(encoded)]
+    return answer(session, artifact, min(fits)[1], encoded) if fits else None
+
+
 def streaming_entry(artifact: Artifact) -> str:
     """The entry that streams; a `UsageError` if there is none."""
     entry = next(iter(artifact.streaming), None)

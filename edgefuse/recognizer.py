@@ -29,7 +29,7 @@ from edgefuse.decode.spelling import Said, Word, text_of, words_of
 from edgefuse.decode.tokens import BLANK_ID, Tokens
 from edgefuse.errors import AudioError, AudioNotFinite, UsageError
 from edgefuse.frontend.intake import intake_of
-from edgefuse.recognize import Inputs, Stream, Transcript, answer, capacity, features_of, second_passes, streaming_entry
+from edgefuse.recognize import Stream, Transcript, capacity, features_of, heard_again, second_passes, streaming_entry
 from edgefuse.target import find
 from edgefuse.values import ENCODED
 
@@ -104,8 +104,8 @@ class Recognizer:
         """
         self._loaded = loaded
         self._entry = streaming_entry(loaded.artifact)
-        self._second: Inputs = second_passes(loaded.artifact) if second_pass else {}
-        self._most = max(map(capacity, self._second.values()), default=0)  # encoder frames
+        self._second_pass = second_pass
+        self._most = max(map(capacity, second_passes(loaded.artifact).values())) if second_pass else 0  # encoder frames
         self._session = loaded.session_of(self._entry)
         self._tokens = Tokens(loaded.bundle.tokens)
         self._silent = begin(decoding, self._tokens)
@@ -183,7 +183,7 @@ class Recognizer:
             self.latency_ns.append(time.perf_counter_ns() - began)
         began = time.perf_counter_ns()
         self._keep()
-        if self._second and self.latency_ns:
+        if self._second_pass and self.latency_ns:
             self.latency_ns[-1] += time.perf_counter_ns() - began  # as at every other end, the last chunk waits for it
         return self.text
 
@@ -210,7 +210,7 @@ class Recognizer:
         logits = given[self._loaded.artifact.outputs[self._entry][0].name]
         over = self._count(logits.argmax(axis=-1).tolist())
         taken = len(logits) if over is None else over
-        if self._second:
+        if self._second_pass:
             self._encoded = [*self._encoded, given[ENCODED][:taken]] if self._frames <= self._most else []
         self._search = self._search.accept(logits[:taken])
         self._heard = self._heard[taken * self._intake.per_frame :]
@@ -229,13 +229,11 @@ class Recognizer:
 
     def _keep(self) -> None:
         """End the utterance, with the second pass if it is wanted and can."""
-        heard_again = bool(self._encoded)
-        if heard_again:
-            entry = min((capacity(specs), name) for name, specs in self._second.items() if capacity(specs) >= self._frames)[1]
-            logits = answer(self._session, self._loaded.artifact, entry, np.concatenate(self._encoded))
-            self._search = self._silent.accept(logits)
+        again = heard_again(self._session, self._loaded.artifact, np.concatenate(self._encoded)) if self._encoded else None
+        if again is not None:
+            self._search = self._silent.accept(again)
         if words := self.words:
-            self._said.append(Said(words, heard_again))
+            self._said.append(Said(words, again is not None))
 
 
 def _checked(pcm: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32]:

@@ -92,17 +92,27 @@ def transcribe(
 @click.option("--set", "sets", multiple=True, help="Only this one; may be given several times.  [default: all but train]")
 @decoding_options
 @click.option("--stream", "live", is_flag=True, help="In chunks.")
+@click.option("--second-pass", is_flag=True, help="Let a cascade hear each utterance again behind its chunks, with --stream.")
 @verbose_option
 @json_option
 def evaluate(
-    artifact: Path, speech: Path, sets: tuple[str, ...], beam: int | None, hotwords: Path | None, live: bool, as_json: bool
+    artifact: Path,
+    speech: Path,
+    sets: tuple[str, ...],
+    beam: int | None,
+    hotwords: Path | None,
+    live: bool,
+    second_pass: bool,
+    as_json: bool,
 ) -> None:
     """Print the word error rate of ARTIFACT on speech; with hotwords also without them, and on their words alone."""
     from edgefuse.decode.search import decoding_of
     from edgefuse.evaluate import evaluate as run
     from edgefuse.report import rows, terminal
 
-    found = run(artifact, speech, decoding_of(beam, hotwords), sets=sets, live=live, tell=terminal.step)
+    _require_stream(second_pass=second_pass, live=live)
+    how = decoding_of(beam, hotwords)
+    found = run(artifact, speech, how, sets=sets, live=live, second_pass=second_pass, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.evaluated_json(found))
     else:
@@ -142,7 +152,11 @@ def _require_sense(
         )
     if endpoint_silence_ms is not None and not (live or microphone):
         raise UsageError("Utterances end only in a stream.", hint="Add: --stream")
-    if second_pass and not (live or microphone):
+    _require_stream(second_pass=second_pass, live=live or microphone)
+
+
+def _require_stream(*, second_pass: bool, live: bool) -> None:
+    if second_pass and not live:
         raise UsageError(
             "A whole utterance is heard by both passes of a cascade anyway.", hint="Leave --second-pass away, or add: --stream"
         )

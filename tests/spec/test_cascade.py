@@ -28,8 +28,10 @@ from edgefuse.pipeline import Order, export, verify
 from edgefuse.quantize.scheme import SCHEMES
 from edgefuse.recognize import Stream, answers, heard_in
 from edgefuse.recognizer import Recognizer
+from edgefuse.speech import read_speech
 from edgefuse.target import find
 from edgefuse.values import ENCODED, Fold
+from edgefuse.verify.wer import count_word_errors
 from tests.conftest import a_checkpoint
 
 CASCADE = {"layers": 3, "second_pass": 1}
@@ -246,10 +248,24 @@ def test_transcribe_shows_the_first_pass_as_it_forms_and_prints_the_second(loade
     assert [each["second_pass"] for each in told["utterances"]] == [True]
 
 
+def test_a_test_set_is_evaluated_behind_the_second_pass_as_a_speaker_is_heard(loaded, speech, monkeypatch, capsys):
+    compared = []
+    monkeypatch.setattr("edgefuse.evaluate.units", lambda references, texts: compared.append(texts) or (references, texts))
+    command = ["evaluate", str(loaded.artifact.path), "--speech", str(speech), "--stream"]
+    assert cli.run(command) == cli.run([*command, "--second-pass"]) == 0
+    first, second = compared
+    spoken = read_speech(speech).utterances
+    texts = [heard(loaded, soundfile.read(each.path, dtype="float32")[0])[2] for each in spoken]
+    assert second == texts != first
+    assert f"{count_word_errors([each.text for each in spoken], texts).wer_percent:.2f} %" in capsys.readouterr().out
+
+
 def test_a_second_pass_is_for_streams_and_for_cascades(loaded, both, recordings, capsys):
     assert cli.run(["transcribe", str(loaded.artifact.path), str(recordings[0]), "--second-pass"]) == UsageError.exit_code
     assert "heard by both passes of a cascade anyway" in capsys.readouterr().err
     path = both.exports[0].artifact.path
+    assert cli.run(["evaluate", str(path), "--speech", "ANY", "--second-pass"]) == UsageError.exit_code
+    assert "heard by both passes of a cascade anyway" in capsys.readouterr().err
     assert cli.run(["transcribe", str(path), str(recordings[0]), "--stream", "--second-pass"]) == UsageError.exit_code
     told = capsys.readouterr().err
     assert "has no second pass behind a stream" in told
