@@ -74,6 +74,7 @@ def page(plan: Plan, results: Results) -> str:
             ],
         ),
         "",
+        *_tried(results),
         "## The rows",
         "",
         *_table(
@@ -82,6 +83,15 @@ def page(plan: Plan, results: Results) -> str:
         ),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _tried(results: Results) -> Iterator[str]:
+    """What was to reach the bars that are missed."""
+    if missed := [each for each in BARS if each.tried and each.verdict(results) == "missed"]:
+        yield "What was tried for those that are missed:"
+        yield ""
+        yield from (f"- {each.told}: {each.tried}." for each in missed)
+        yield ""
 
 
 def _doubt(results: Results) -> Iterator[str]:
