@@ -16,8 +16,8 @@ from edgefuse.errors import UsageError
 if TYPE_CHECKING:
     from edgefuse.quantize.scheme import Scheme
 
-ARCHITECTURE = ("architecture", "preset", "norm")  # what the checkpoint to begin with decides
-DECIDED = (*ARCHITECTURE, "sampled_depth", "vocabulary_size")  # what it decides in a fine-tuning or a conversion
+BUILT = ("architecture", "preset", "norm")  # options that every checkpoint to begin with decides
+DECIDED = (*BUILT, "sampled_depth", "vocabulary_size")  # and those that it decides in a fine-tuning or a conversion
 NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `edgefuse.model.config.Norm` has them
 
 
@@ -73,7 +73,7 @@ def train(
     if convert_norm:
         _require_convertible(start, precision, told)
     elif start and precision is None:
-        _require_own(told, "checkpoint", ARCHITECTURE)
+        _require_own(told, "checkpoint", BUILT)
     scheme = _trained_for(precision, start, calibration, told)
     if convert_norm and start:
         from edgefuse.train.convert_norm import convert_norm as convert

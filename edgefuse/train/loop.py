@@ -35,7 +35,7 @@ from torch import Tensor
 
 from edgefuse import checkpoint
 from edgefuse.decode.spaceless import is_spaceless
-from edgefuse.decode.tokens import Tokens
+from edgefuse.decode.tokens import SPACE, Tokens
 from edgefuse.errors import EmptyAudio, MissingFile, OutputExists, UsageError
 from edgefuse.frontend.log_mel import KALDI_80
 from edgefuse.model import FULL, Context, Encoder, EncoderConfig
@@ -54,6 +54,7 @@ from edgefuse.verify.wer import WordErrors
 
 LAST = "last.ckpt"
 DEV_UTTERANCES = 200
+FEWEST_SPELLED = 0.5  # of the texts, by the tokens of a checkpoint that keeps them
 FRAMES_PER_SECOND = 100
 REESTIMATION_SECONDS = 1800.0  # of clean training speech: 45,000 encoder frames for every mean and variance
 EVALUATION_BATCH_SECONDS = 120.0
@@ -107,9 +108,9 @@ def train(
     ``features`` keeps the log-mel frames, ``speech``/features by default; several trainings may share it. ``resume`` goes
     on from the last step that was kept in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
     encoder, of whatever architecture, is where the training begins; features are normalized as it has learnt to hear. Its tokens
-    stay where they spell the corpus and the recipe does not want another number of them; else others are learnt, for a fresh
-    head. Characters need not come first any more. Neither holds for a checkpoint that was pre-trained without words. Of several
-    processes the first returns what was trained, the others nothing.
+    stay where they spell most of the corpus and the recipe does not want another number of them; else others are learnt, for a
+    fresh head. Characters need not come first any more. Neither holds for a checkpoint that was pre-trained without words. Of
+    several processes the first returns what was trained, the others nothing.
     """
     knows_words = start is not None and not (start / PRETRAINED).is_file()
     if knows_words:
@@ -235,9 +236,14 @@ def _require_transcripts(corpus: Speech) -> None:
 
 
 def tokens_for(texts: Sequence[str], recipe: Recipe, begin: Checkpoint | None) -> Tokens:
-    """The tokens of the checkpoint to begin with, where they are as many as are wanted and spell the texts; or learnt ones."""
-    if begin and recipe.vocabulary_size in (None, len(begin.tokens)) and set("".join(texts)) <= {*begin.tokens, " "}:
-        return Tokens(begin.tokens)
+    """The tokens of the checkpoint to begin with, where they are as many as are wanted and spell most texts; or learnt ones.
+
+    What a few texts have besides is left out later, and said; to lose the head for it would cost more.
+    """
+    if begin and recipe.vocabulary_size in (None, len(begin.tokens)):
+        if sum(set(text.replace(" ", SPACE)) <= {*begin.tokens} for text in texts) >= FEWEST_SPELLED * len(texts):
+            return Tokens(begin.tokens)
+        ranks.say("The checkpoint's tokens do not spell the corpus: others are learnt, and the head begins anew.")
     return learn_tokens(texts, recipe.pieces)
 
 
@@ -286,7 +292,10 @@ def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:
         UsageError: it hears otherwise than a corpus is computed.
     """
     if begin.config.mel_bins != KALDI_80.mel_bins:
-        raise UsageError(f"The checkpoint hears {begin.config.mel_bins} mel bins; a corpus has {KALDI_80.mel_bins}.")
+        raise UsageError(
+            f"The checkpoint hears {begin.config.mel_bins} mel bins; a corpus has {KALDI_80.mel_bins}.",
+            hint=f"Begin with one that hears {KALDI_80.mel_bins}.",
+        )
     mean, istd = begin.frontend_mean.float(), begin.frontend_istd.float()
     return replace(spoken, store=replace(spoken.store, mean=mean, istd=istd))
 

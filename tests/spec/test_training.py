@@ -21,7 +21,7 @@ from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
 from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp_vocal_tract
 from edgefuse.train.batches import Batch, Batches, trainable
-from edgefuse.train.loop import Speech, answer_again, finish, fit, open_speech, tokens_for, train
+from edgefuse.train.loop import Speech, answer_again, finish, fit, heard_by, open_speech, tokens_for, train
 from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
 
@@ -143,11 +143,23 @@ def test_tokens_stay_where_they_spell_the_corpus_and_others_begin_with_a_fresh_h
     assert not torch.allclose(fitted["encoder.ctc.weight"], begin.weights["ctc.weight"])
 
 
-def test_tokens_are_learnt_where_the_checkpoint_has_none_that_do() -> None:
+def test_a_checkpoint_that_hears_otherwise_than_a_corpus_is_computed_is_refused(corpus: Path) -> None:
+    deaf = replace(SMALL, mel_bins=40)
+    begin = checkpoint.of_encoder(Encoder(deaf), torch.zeros(40), torch.ones(40), TOKENS.symbols)
+    with pytest.raises(UsageError, match="hears 40 mel bins; a corpus has 80"):
+        heard_by(begin, speech(corpus, "train"))
+
+
+def test_tokens_are_learnt_where_the_checkpoint_has_none_that_do(capsys: pytest.CaptureFixture[str]) -> None:
     config = replace(SMALL, vocabulary_size=4)
     begin = checkpoint.of_encoder(Encoder(config), torch.zeros(80), torch.ones(80), ("<blk>", "▁", "a", "b"))
     assert tokens_for(["ab a"], Recipe(), begin).symbols == begin.tokens
-    assert tokens_for(["ab c"], Recipe(vocabulary_size=4), begin).symbols == TOKENS.symbols
+    assert tokens_for(["ab c", "ab"], Recipe(), begin).symbols == begin.tokens  # a stray letter does not cost the head
+    assert "new" not in capsys.readouterr().out
+    assert tokens_for(["ab c", "cab", "ab"], Recipe(vocabulary_size=4), begin).symbols == TOKENS.symbols
+    assert "the head begins anew" in capsys.readouterr().out
+    spaceless = replace(begin, tokens=("<blk>", "a", "b", "c"))
+    assert tokens_for(["ab a", "b a"], Recipe(vocabulary_size=4), spaceless).symbols == TOKENS.symbols
     assert tokens_for(["ab a"], Recipe(vocabulary_size=len(TOKENS)), begin).symbols == TOKENS.symbols
 
 
