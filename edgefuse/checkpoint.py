@@ -101,7 +101,8 @@ def assemble(config: EncoderConfig, tensors: Mapping[str, Tensor], tokens: tuple
 def _must_be_checkpoint(folder: Path) -> None:
     if not folder.exists():
         raise MissingFile(
-            f"There is nothing at {folder}.", hint="A checkpoint is a folder; see README.md, 'Your own checkpoint'."
+            f"There is nothing at {folder}.",
+            hint="A checkpoint is a folder; see README.md, 'A first export of your own checkpoint'.",
         )
     if folder.is_file():
         if folder.suffix in PICKLES or starts_as_pickle(folder):

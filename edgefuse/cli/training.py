@@ -166,11 +166,11 @@ def study(
     """Train every idea of the papers alike, measure what it is worth and what it costs, and write the table, STUDY.md."""
     from edgefuse.report import terminal
     from edgefuse.study.rows import ROWS, read_plan
-    from edgefuse.study.run import PAGE, cost_rows, report, train_rows
+    from edgefuse.study.run import PAGE, cost_rows, report_again, train_rows
 
     plan = read_plan(file or ROWS)
     if report_only:
-        report(plan, output)
+        report_again(plan, output)
     elif latency:
         from edgefuse.bench.turns import Turns
 

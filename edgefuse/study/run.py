@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from edgefuse.bench.turns import Turns
-from edgefuse.errors import EdgefuseError, Refused, UsageError
+from edgefuse.errors import EdgefuseError, MissingFile, Refused, UsageError
 from edgefuse.study.costs import TARGETS, measure, renewed
 from edgefuse.study.page import write_page
 from edgefuse.study.results import (
@@ -85,6 +85,15 @@ def report(plan: Plan, folder: Path) -> Results:
     write_results(folder / RESULTS, results)
     write_page(folder / PAGE, plan, results)
     return results
+
+
+def report_again(plan: Plan, folder: Path) -> Results:
+    """The same, where there are results; a `MissingFile` where there are none."""
+    if collect(folder) == Results((), {}):
+        raise MissingFile(
+            f"{folder} holds no results of a study.", hint=f"Make them with: edgefuse study --speech CORPUS -o {folder}"
+        )
+    return report(plan, folder)
 
 
 def _finished(plan: Plan, row: Row, seed: int, folder: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 from edgefuse import checkpoint as checkpoints
 from edgefuse import cli
 from edgefuse.bench.turns import Turns
-from edgefuse.errors import BadConfig, Refused, TrainingDiverged, UsageError
+from edgefuse.errors import BadConfig, MissingFile, Refused, TrainingDiverged, UsageError
 from edgefuse.model import Encoder, EncoderConfig
 from edgefuse.model.architecture import encoder_config, norm_of, read_architecture
 from edgefuse.pipeline import silent
@@ -257,6 +257,17 @@ def test_costs_that_are_measured_again_replace_their_own_and_what_was_refused() 
         "refused": {"c": "never"},
         "latency": {"t": {"offline": {"a": 1, "b": 3}}},
     }
+
+
+def test_a_table_is_written_again_from_results_and_not_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["study", "--report-only", "-o", str(tmp_path / "study")]) == MissingFile.exit_code
+    told = capsys.readouterr().err
+    assert "holds no results of a study" in told
+    assert "edgefuse study --speech CORPUS" in told
+    assert not (tmp_path / "study").exists()
+    write_results(tmp_path / "results.json", some_results())
+    assert cli.run(["study", "--report-only", "-o", str(tmp_path)]) == 0
+    assert (tmp_path / "STUDY.md").read_text(encoding="utf-8") == page(read_plan(), some_results())
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
