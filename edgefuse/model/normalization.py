@@ -7,6 +7,7 @@ which the fold absorbs. Where several processes train together, a batch is what 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from edgefuse.model.unified import WARM_UP, WINDOW, Step, unified_norm
 
@@ -32,7 +33,7 @@ class StatisticsNorm(nn.Module):
         if not self.training:
             return self.normalize(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         frames = x.flatten(0, 1)
-        index = valid.flatten().nonzero().squeeze(1)
+        index = _places(valid)
         rows = frames.index_select(0, index)
         rows = self.normalize(rows.reshape(-1, rows.shape[-1])).reshape(rows.shape)
         return torch.zeros_like(frames, dtype=rows.dtype).index_copy(0, index, rows).reshape(x.shape)
@@ -224,6 +225,16 @@ class AllReduce(torch.autograd.Function):
         total = gradient.contiguous().clone()
         distributed.all_reduce(total)
         return total
+
+
+def _places(valid: Tensor) -> Tensor:
+    """Where a mask is True, flat. All norms of a step ask for the same few masks, and on a GPU each answer has to be waited for."""
+    if valid not in _PLACES:
+        _PLACES[valid] = valid.flatten().nonzero().squeeze(1)
+    return _PLACES[valid]
+
+
+_PLACES = WeakIdKeyDictionary()
 
 
 def _processes() -> int:

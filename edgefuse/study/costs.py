@@ -84,7 +84,7 @@ def lines_of(plan: Plan, row: Row) -> Iterator[Line]:
 
 def renewed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Costs of before, with those that were measured now in their places; what could be measured now is not refused any more."""
-    lines = {*now["sizes"], *now["refused"]}
+    lines = {*now.get("sizes", ()), *now.get("refused", ())}
     stays = {key: why for key, why in before.get("refused", {}).items() if key.split(",")[0] not in lines}
     return _merged({**before, "refused": stays}, now)
 

@@ -12,6 +12,7 @@ import torch
 from edgefuse.bench.turns import Turns
 from edgefuse.errors import EdgefuseError, MissingFile, Refused, UsageError
 from edgefuse.study.costs import TARGETS, measure, renewed
+from edgefuse.study.gpu import measure_on_gpu
 from edgefuse.study.page import write_page
 from edgefuse.study.results import (
     COSTS,
@@ -27,6 +28,7 @@ from edgefuse.study.rows import BASE, Plan, Row
 from edgefuse.study.train import Corpus, as_json, load_corpus, train_row
 
 PAGE = "STUDY.md"
+CLAIMED_ON_GPU = ("unified", "fusionformer")
 Tell = Callable[[str], AbstractContextManager[object]]
 
 
@@ -76,6 +78,17 @@ def cost_rows(plan: Plan, folder: Path, turns: Turns, *, names: Sequence[str] = 
     chosen = [plan.row(name) for name in dict.fromkeys((BASE, *names))] if names else list(plan.rows)
     before = collect(folder).costs if names else {}
     write_json(folder / COSTS, renewed(before, measure(plan, chosen, TARGETS, turns, tell=tell)))
+    return report(plan, folder)
+
+
+def gpu_rows(plan: Plan, folder: Path, turns: Turns, *, names: Sequence[str] = ()) -> Results:
+    """Measure on a GPU what an inference of the rows that are named takes, beside the base's; of none, what a paper claims of.
+
+    Raises:
+        Refused: there is no GPU.
+    """
+    chosen = [plan.row(name) for name in dict.fromkeys((BASE, *(names or CLAIMED_ON_GPU)))]
+    write_json(folder / COSTS, renewed(collect(folder).costs, {"gpu": measure_on_gpu(plan, chosen, turns)}))
     return report(plan, folder)
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from lhotse import CutSet
 from lhotse.dataset import DynamicBucketingSampler
 from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import BadConfig, UsageError
@@ -30,6 +31,7 @@ from edgefuse.train.features import FeatureStore
 from edgefuse.train.pieces import characters_in
 
 BUCKETS = 12
+AHEAD = 4  # batches that each worker makes before they are asked for
 TOO_SHORT = "too short for their text"
 FEWEST_ALIGNED = 0.5  # of the utterances; a corpus always has some that are broken
 FEWEST_PER_BUCKET = 50  # a bucket must fill some batches, or the rest of each becomes a small batch
@@ -73,7 +75,7 @@ class Share:
 WHOLE = Share()
 
 
-class Batches:
+class Batches(IterableDataset[Batch]):
     """The batches of one epoch: iterate over it as often as you like, it is always the same.
 
     Order and composition depend on ``seed`` and ``epoch`` alone, the augmentation of an utterance besides on the number of its
@@ -104,18 +106,22 @@ class Batches:
         self._bins = _quantiles([cut.duration for cut in cuts], min(BUCKETS, 2 + len(cuts) // FEWEST_PER_BUCKET))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Draw the batches of the epoch."""
-        for number, cuts in enumerate(self._sampler()):
-            if number * len(self._share.mine) >= self._share.skip:
-                yield from (self._collate(number, part, [cut.id for cut in cuts]) for part in self._share.mine)
+        """Draw the batches of the epoch; of several workers each makes those that come to its turn."""
+        worker = get_worker_info()
+        turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        left = (number for number in range(len(self._drawn)) if number * len(self._share.mine) >= self._share.skip)
+        parts = ((number, part) for number in left for part in self._share.mine)
+        for number, part in islice(parts, turn, None, workers):
+            yield self._collate(number, part, self._drawn[number])
 
     def __len__(self) -> int:
-        """How many batches, with those that are skipped; found by running the sampler."""
-        return self._drawn * len(self._share.mine)
+        """How many batches, with those that are skipped."""
+        return len(self._drawn) * len(self._share.mine)
 
     @cached_property
-    def _drawn(self) -> int:
-        return sum(1 for _ in self._sampler())
+    def _drawn(self) -> list[list[str]]:
+        """The utterances of every batch."""
+        return [[cut.id for cut in cuts] for cuts in self._sampler()]
 
     def _sampler(self) -> DynamicBucketingSampler:
         with warnings.catch_warnings():
@@ -164,6 +170,13 @@ class Batches:
         if self._augmentation is not None:
             features = mask(features, self._augmentation, draw)
         return features
+
+
+def made_ahead(batches: Batches, workers: int) -> DataLoader[Batch] | Batches:
+    """The same batches in the same order, made by so many processes beside the training; by itself where there are none."""
+    if not workers or not len(batches):  # which draws them: a worker's sampler would draw others
+        return batches
+    return DataLoader(batches, batch_size=None, num_workers=workers, multiprocessing_context="fork", prefetch_factor=AHEAD)
 
 
 def drawn_from(*numbers: int) -> Generator:

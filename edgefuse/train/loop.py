@@ -32,6 +32,7 @@ import torch
 from lhotse import CutSet
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from edgefuse import checkpoint
 from edgefuse.decode.spaceless import is_spaceless
@@ -42,7 +43,7 @@ from edgefuse.model import FULL, Context, Encoder, EncoderConfig
 from edgefuse.model.normalization import UnifiedNorm
 from edgefuse.model.reestimate import reestimate
 from edgefuse.train import ranks
-from edgefuse.train.batches import Batch, Batches, Share, trainable
+from edgefuse.train.batches import Batch, Batches, Share, made_ahead, trainable
 from edgefuse.train.callbacks import AtomicFile, Curves, Keep, Lines, Patience
 from edgefuse.train.corpora import DEV, TRAIN, Corpus, open_corpus
 from edgefuse.train.features import FeatureStore, open_or_compute
@@ -63,6 +64,7 @@ CHUNKS_MS, LEFT_MS = (160, 320, 640, 1280), 2560  # and in which chunks
 AGAIN_MS = 640  # the chunks behind which the second pass of a cascade is tested
 FOREIGN_WARNINGS = (
     ".*does not have many workers",  # one core has none to spare, and the features are in memory
+    "Your `IterableDataset` has `__len__` defined",  # and its workers share its batches
     "You're resuming from a checkpoint that ended before the epoch ended",  # and our batches begin where it ended
     "Found .* in eval mode",  # a teacher is
     "You have overridden `transfer_batch_to_device`",  # in the module, as it should be
@@ -384,10 +386,10 @@ class EpochBatches(L.LightningDataModule):
         first = len(self._batches(0)) // self.recipe.accumulate
         return self.recipe.epochs * min(first, self.recipe.epoch_batches or first)
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> DataLoader[Batch] | Batches:
         """The batches of this epoch; of one that was interrupted, those that are left."""
         epoch = cast("L.Trainer", self.trainer).current_epoch
-        return self._batches(epoch, skip=self._done[1] if epoch == self._done[0] else 0)
+        return made_ahead(self._batches(epoch, skip=self._done[1] if epoch == self._done[0] else 0), self.recipe.workers)
 
     def val_dataloader(self) -> Batches:
         """The development set, in order; every process hears a part of each batch."""

@@ -52,6 +52,7 @@ class Recipe:
     sampled_depth: bool = False  # each step runs so many layers as it draws: Layer Consistency [R abstract]; see module.py
     teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
     patience: int | None = None  # end after so many epochs without a better dev WER, and keep the best average, not the last
+    workers: int = 0  # processes that make the batches, the same ones, for a GPU that would wait for them; 0: the training itself
     checkpoint_minutes: float = 10.0  # between two checkpoints at most, besides those after every epoch; 0: after every step
     unified_warm_up: int = (
         4000  # iterations before Unified Normalization trusts its window [R]; in a shorter training it never does
@@ -72,6 +73,8 @@ class Recipe:
         for count, option in ((self.accumulate, "accumulate"), (self.patience, "patience")):
             if count is not None and count < 1:
                 raise UsageError(f"{count} is too few for --{option}.", hint=f"Pass --{option} 1 or more.")
+        if self.workers < 0:
+            raise UsageError(f"{self.workers} workers make no batch.", hint="Pass --workers 0 or more.")
         if not self.checkpoint_minutes >= 0:
             raise UsageError(f"{self.checkpoint_minutes} minutes are no time.", hint="Pass --checkpoint-minutes 0 or more.")
         if not self.batch_seconds > 0:

@@ -39,6 +39,7 @@ from edgefuse_calibration.engines import (
     Engine,
     Speaking,
     finished,
+    require,
     scheme,
 )
 from edgefuse_calibration.errors import EngineFailed, EngineMissing, OtherRecipe
@@ -88,8 +89,12 @@ def test_an_utterance_is_decided_by_its_seed_and_id_alone() -> None:
     assert planned("train", 7, "stop", seed=1).scene != planned("train", 8, "stop", seed=1).scene
 
 
-@pytest.mark.parametrize("which", ["train", "dev", "seen"])
-def test_an_unseen_voice_never_speaks_in_another_set(which: str) -> None:
+def test_an_unseen_voice_never_speaks_in_training() -> None:
+    assert {planned("train", place, "stop", seed=1).engine for place in range(200)} == {*ENGINES} - {"festival"}
+
+
+@pytest.mark.parametrize("which", ["dev", "seen"])
+def test_a_test_set_of_known_voices_has_those_that_a_distribution_packs(which: str) -> None:
     assert {planned(which, place, "stop", seed=1).engine for place in range(100)} == {"espeak-ng", "flite"}
 
 
@@ -101,9 +106,9 @@ def test_no_training_voice_is_the_speaker_of_an_unseen_one() -> None:
     assert not {voice[:3] for voice in FLITE.voices} & {voice[:3] for voice in FESTIVAL.voices}
 
 
-def test_flite_speaks_more_than_half_of_the_training_set() -> None:
+def test_flite_speaks_two_fifths_of_the_training_set() -> None:
     engines = Counter(planned("train", place, "stop", seed=1).engine for place in range(1000))
-    assert 540 < engines["flite"] < 660
+    assert 350 < engines["flite"] < 450
 
 
 def test_every_peak_lies_below_full_scale() -> None:
@@ -212,6 +217,14 @@ def test_a_missing_engine_ends_the_command_with_the_line_that_installs_it(
     assert "apt-get install -y espeak-ng" in answer.output
 
 
+def test_what_is_missing_is_installed_by_one_command_of_each_kind() -> None:
+    engines = [replace(ENGINES[name], missing=lambda: ["it"]) for name in ("flite", "pico", "festival", "piper")]
+    with pytest.raises(EngineMissing) as raised:
+        require(engines)
+    told = "apt-get install -y flite festival festvox-kdlpc16k && pip install py-nanotts==0.1.1 piper-tts"
+    assert raised.value.hint.startswith(f"Install it with: {told}")
+
+
 def test_the_demo_takes_turns_among_the_voices(tmp_path: Path) -> None:
     speakers = ["flite/slt"] * 20 + ["espeak-ng/en-us+m1"] * 10 + ["espeak-ng/en-us+f2"] * 10 + ["flite/awb"] * 2
     clip = clip_in(tmp_path, "seen-000000", "flite/slt")
@@ -255,6 +268,15 @@ def test_an_engine_that_lacks_a_voice_fails_by_name(name: str, monkeypatch: pyte
     monkeypatch.setitem(MEAN_F0_HZ, "nobody", 100)
     with pytest.raises(EngineFailed, match=f"The speech engine {name} failed"):
         ENGINES[name].speak([Speaking("stop", "nobody", 1.0, 1.0)])
+
+
+@pytest.mark.parametrize("name", ["pico", "hibari", "piper"])
+def test_an_engine_from_python_says_the_same_whatever_it_said_before(name: str) -> None:
+    engine = ENGINES[name]
+    installed(engine)
+    stop, turn_off = (Speaking(line, engine.voices[0], 1.0, 1.0) for line in ("stop", "turn off the lights"))
+    first, _, again = (engine.speak([each])[0] for each in (stop, turn_off, stop))
+    assert np.array_equal(first.waveform, again.waveform)
 
 
 def test_a_flite_without_a_voice_is_refused_before_it_speaks_with_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from edgefuse.model.normalization import BatchNorm
 from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
 from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp_vocal_tract
-from edgefuse.train.batches import Batch, Batches, trainable
+from edgefuse.train.batches import Batch, Batches, Share, made_ahead, trainable
 from edgefuse.train.loop import Speech, answer_again, finish, fit, heard_by, open_speech, tokens_for, train
 from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
@@ -289,6 +289,15 @@ def test_an_epoch_is_always_the_same_and_the_next_one_is_not(corpus: Path) -> No
     later = [b.texts for b in spoken.batches(TOKENS, 4.0, epoch=1, **options)]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     assert sorted(t for texts in later for t in texts) == sorted(u.text for u in spoken.store.utterances.values())
+
+
+def test_workers_make_the_same_batches_in_the_same_order(corpus: Path) -> None:
+    spoken = speech(corpus, "train")
+    for workers, share in ((1, Share()), (2, Share(parts=2, mine=(0, 1), skip=3))):
+        alone = spoken.batches(TOKENS, 2.0, seed=1, augmentation=Augmentation(), share=share)
+        pairs = list(zip(alone, made_ahead(alone, workers), strict=True))
+        assert len(pairs) > 2
+        assert all(torch.equal(one.features, other.features) and one.texts == other.texts for one, other in pairs)
 
 
 def test_every_utterance_is_in_exactly_one_batch(corpus: Path) -> None:
