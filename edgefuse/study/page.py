@@ -64,6 +64,7 @@ def page(plan: Plan, results: Results) -> str:
             [(each.paper, each.told, each.tag, each.here, each.value(results)) for each in CLAIMS],
         ),
         "",
+        *_gpu(results),
         "## What was to be reached",
         "",
         *_table(
@@ -83,6 +84,14 @@ def page(plan: Plan, results: Results) -> str:
         ),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _gpu(results: Results) -> Iterator[str]:
+    """On which GPU, and how."""
+    if gpu := results.cost("gpu"):
+        batch = f"{gpu['utterances']} utterances of {gpu['seconds']} s at once"
+        yield f"The GPU: {gpu['device']}; {batch}, float32, folded where it folds."
+        yield ""
 
 
 def _tried(results: Results) -> Iterator[str]:

@@ -47,7 +47,7 @@ from edgefuse.train.batches import Batch, Batches, Share, made_ahead, trainable
 from edgefuse.train.callbacks import AtomicFile, Curves, Keep, Lines, Patience
 from edgefuse.train.corpora import DEV, TRAIN, Corpus, open_corpus
 from edgefuse.train.features import FeatureStore, open_or_compute
-from edgefuse.train.module import Answer, Steps, Training, evaluate
+from edgefuse.train.module import Answer, Steps, Training, draw_context, evaluate
 from edgefuse.train.pieces import learn_tokens
 from edgefuse.train.recipe import ARCHITECTURE, PRETRAINED, Recipe
 from edgefuse.values import Checkpoint
@@ -57,7 +57,9 @@ LAST = "last.ckpt"
 DEV_UTTERANCES = 200
 FEWEST_SPELLED = 0.5  # of the texts, by the tokens of a checkpoint that keeps them
 FRAMES_PER_SECOND = 100
-REESTIMATION_SECONDS = 1800.0  # of clean training speech: 45,000 encoder frames for every mean and variance
+REESTIMATION_SECONDS = 7200.0  # of training speech: 180,000 encoder frames for every mean and variance
+REESTIMATION_BATCH_SECONDS = 600.0  # a variance is the mean of those within batches
+CLEAN_SECONDS = 1800.0
 EVALUATION_BATCH_SECONDS = 120.0
 WHOLE = {"": FULL}  # what every encoder is tested in
 CHUNKS_MS, LEFT_MS = (160, 320, 640, 1280), 2560  # and in which chunks
@@ -273,15 +275,22 @@ def _quiet() -> Iterator[None]:
 
 
 def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
-    """The average of the weights, its batch statistics measured on clean training speech, in evaluation mode."""
+    """The average of the weights, its batch statistics measured on what it was trained on, in evaluation mode."""
     encoder = training.averaged.cpu().requires_grad_(requires_grad=True)
-    reestimate(encoder, clean_speech(corpus, tokens, training.recipe.seed))
+    reestimate(encoder, training_speech(corpus, tokens, training.recipe, encoder.config.frame_ms))
     return encoder.eval()
 
 
-def clean_speech(
-    corpus: Speech, tokens: Tokens, seed: int, seconds: float = REESTIMATION_SECONDS
-) -> Iterator[tuple[Tensor, Tensor]]:
+def training_speech(
+    corpus: Speech, tokens: Tokens, recipe: Recipe, frame_ms: int, batch_seconds: float = REESTIMATION_BATCH_SECONDS
+) -> Iterator[tuple[Tensor, Tensor, Context]]:
+    """Speech as a training hears it, augmented and in whole or in chunks: features, lengths and context, to measure on."""
+    batches = corpus.batches(tokens, batch_seconds, seed=recipe.seed, augmentation=recipe.augmentation)
+    for number, batch in enumerate(_first_seconds(batches, REESTIMATION_SECONDS)):
+        yield batch.features, batch.lengths, draw_context(recipe, number, frame_ms)
+
+
+def clean_speech(corpus: Speech, tokens: Tokens, seed: int, seconds: float = CLEAN_SECONDS) -> Iterator[tuple[Tensor, Tensor]]:
     """Training speech that nothing is done to: features and lengths, to measure on."""
     batches = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=seed)
     return ((b.features, b.lengths) for b in _first_seconds(batches, seconds))

@@ -20,7 +20,7 @@ from edgefuse.study.costs import measure, renewed
 from edgefuse.study.page import page
 from edgefuse.study.results import Outcome, Results, collect, outcome_path, read_results, write_json, write_results
 from edgefuse.study.rows import Plan, Row, read_plan, require_built
-from edgefuse.study.run import report, train_rows
+from edgefuse.study.run import gpu_rows, report, train_rows
 from edgefuse.train.loop import fit
 from edgefuse.train.module import draw_depth
 from edgefuse.train.recipe import Recipe
@@ -202,6 +202,26 @@ def test_a_claim_is_told_beside_the_nearest_figure() -> None:
     assert told["41.9 % training time saved"] == "35.0 %"
     assert told["about 10 % faster than the LayerNorm Conformer"] == "10.0 %"
     assert told["about 18 % less memory on a GPU"] == "not run"
+
+
+def test_what_a_gpu_saves_is_told_with_the_gpu() -> None:
+    saved = {"latency_saved_percent": 10.02, "memory_saved_percent": 13.74}
+    results = Results((), {"gpu": {"device": "A card", "utterances": 32, "seconds": 10, "unified": saved}})
+    told = {each.told: each.value(results) for each in CLAIMS}
+    assert (told["about 31 % faster inference on a GPU"], told["about 18 % less memory on a GPU"]) == ("10.0 %", "13.7 %")
+    assert "The GPU: A card; 32 utterances of 10 s at once, float32, folded where it folds." in page(read_plan(), results)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured_on_one(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no GPU"):
+        gpu_rows(read_plan(), tmp_path, Turns(rounds=2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_costs_that_are_measured_apart_leave_the_others_as_they_are() -> None:
+    before = {"sizes": {"a": 1}, "refused": {"b": "No."}, "gpu": {"device": "old"}}
+    assert renewed(before, {"gpu": {"device": "new"}}) == {**before, "gpu": {"device": "new"}}
 
 
 def test_the_table_says_what_was_measured_and_what_was_not() -> None:

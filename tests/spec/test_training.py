@@ -21,7 +21,17 @@ from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
 from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp_vocal_tract
 from edgefuse.train.batches import Batch, Batches, Share, made_ahead, trainable
-from edgefuse.train.loop import Speech, answer_again, finish, fit, heard_by, open_speech, tokens_for, train
+from edgefuse.train.loop import (
+    Speech,
+    answer_again,
+    finish,
+    fit,
+    heard_by,
+    open_speech,
+    tokens_for,
+    train,
+    training_speech,
+)
 from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
 
@@ -247,17 +257,36 @@ def test_a_loss_that_is_no_number_stops_the_training(corpus: Path, tmp_path: Pat
         fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, QUICK, SMALL, TOKENS)
 
 
-def test_the_checkpoint_is_the_average_with_statistics_of_clean_speech(corpus: Path, tmp_path: Path) -> None:
-    spoken = speech(corpus, "train")
-    training = fit(spoken, speech(corpus, "dev"), tmp_path, QUICK, SMALL, TOKENS)
+@pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, Augmentation()])
+def test_the_checkpoint_is_the_average_with_statistics_of_what_it_was_trained_on(
+    corpus: Path, tmp_path: Path, augmentation: Augmentation
+) -> None:
+    spoken, recipe = speech(corpus, "train"), replace(QUICK, augmentation=augmentation)
+    training = fit(spoken, speech(corpus, "dev"), tmp_path, recipe, SMALL, TOKENS)
     encoder = finish(training, spoken, TOKENS)
     norm = encoder.subsampling.linear.norm
     seen: list[Tensor] = []
     norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][inputs[1]]))
-    for batch in spoken.batches(TOKENS, 100.0):
-        encoder(batch.features, batch.lengths)
+
+    def mean_over(augmentation: Augmentation) -> Tensor:
+        seen.clear()
+        for batch in spoken.batches(TOKENS, 600.0, augmentation=augmentation):
+            encoder(batch.features, batch.lengths)
+        return torch.cat(seen).mean(dim=0)
+
     assert not encoder.training
-    assert torch.allclose(norm.running_mean, torch.cat(seen).mean(dim=0), atol=0.05)
+    other = NO_AUGMENTATION if augmentation != NO_AUGMENTATION else Augmentation()
+    own, others = ((norm.running_mean - mean_over(each)).norm() for each in (augmentation, other))
+    assert own < 0.3 * others
+
+
+def test_statistics_are_measured_in_the_contexts_of_the_training(corpus: Path) -> None:
+    spoken, recipe = speech(corpus, "train"), replace(QUICK, chunked_share=0.5, batch_seconds=2.0)
+    heard = [context for _, _, context in training_speech(spoken, TOKENS, recipe, SMALL.frame_ms, batch_seconds=2.0)]
+    assert len(heard) > 3
+    assert heard == [draw_context(recipe, number, SMALL.frame_ms) for number in range(len(heard))]
+    assert FULL in heard
+    assert heard != [FULL] * len(heard)
 
 
 def test_reestimated_statistics_are_those_of_all_valid_frames() -> None:
