@@ -26,11 +26,11 @@ from edgefuse.train.loop import (
     Precision,
     Speech,
     answer_again,
-    clean_speech,
     finish,
     fit,
     fitting,
     open_speech,
+    training_speech,
 )
 from edgefuse.train.module import Answer, evaluate
 from edgefuse.train.pieces import learn_tokens
@@ -124,7 +124,7 @@ def _parts(row: Row, encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Iterat
     for depth in row.depths:
         shallow = Encoder(config_at_depth(encoder.config, depth)).eval()
         shallow.load_state_dict(encoder.state_dict())
-        reestimate(shallow, clean_speech(corpus.train, corpus.tokens, recipe.seed))
+        reestimate(shallow, training_speech(corpus.train, corpus.tokens, recipe, shallow.config.frame_ms))
         yield f"{depth} layers", shallow.config, shallow
 
 

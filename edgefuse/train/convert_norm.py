@@ -40,6 +40,7 @@ from edgefuse.train.loop import (
     run,
     spell_spaceless,
     test,
+    training_speech,
     write_metrics,
 )
 from edgefuse.train.module import Taught
@@ -137,7 +138,7 @@ def convert_norm(
     if not ranks.is_first():
         return None
     encoder = settled(training.averaged.cpu()).requires_grad_(requires_grad=False)
-    reestimate(encoder, clean_speech(corpus, tokens, recipe.seed))
+    reestimate(encoder, training_speech(corpus, tokens, recipe, encoder.config.frame_ms))
     written = output / "checkpoint"
     mean, istd = before.frontend_mean, before.frontend_istd
     checkpoints.write(written, checkpoints.of_encoder(encoder, mean, istd, before.tokens))

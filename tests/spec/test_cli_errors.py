@@ -193,6 +193,7 @@ COMMANDS = {
     "train_on_no_speech_at_a_time": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--batch-seconds", "0"],
     "train_with_no_patience": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--patience", "0"],
     "train_with_nothing_accumulated": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--accumulate", "0"],
+    "train_with_workers_before_none": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--workers", "-1"],
     "train_with_checkpoints_before_time": [*["train", "--speech", "HERE/diary", "-o", "HERE/new", "--checkpoint-minutes", "-1"]],
     "no_weights_to_convert": ["convert", "HERE/no.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"],
     "no_config_to_convert_with": [

@@ -10,6 +10,7 @@ from torch import multiprocessing
 
 from edgefuse.model import Encoder
 from edgefuse.model.normalization import (
+    FEWEST_FOR_COLUMNS,
     SMALLEST_VARIANCE,
     STATISTICS,
     BatchNorm,
@@ -334,3 +335,13 @@ def test_two_processes_have_the_statistics_and_gradients_of_one_with_the_whole_b
         torch.testing.assert_close(sums, [list(each) for each in wanted[2]], rtol=bound["rtol"], atol=20 * bound["atol"])
         torch.testing.assert_close(state, wanted[3], **bound)
         torch.testing.assert_close(state, other[key][3], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that PyTorch can use")
+def test_many_rows_on_a_gpu_are_normalized_as_a_cpu_does_it() -> None:
+    rows = torch.randn(FEWEST_FOR_COLUMNS + 1, CHANNELS, generator=torch.Generator().manual_seed(0))
+    here, there = BatchNorm(CHANNELS), BatchNorm(CHANNELS).cuda()
+    assert torch.allclose(here.normalize(rows), there.normalize(rows.cuda()).cpu(), atol=1e-5)
+    assert here.running_var is not None
+    assert there.running_var is not None
+    assert torch.allclose(here.running_var, there.running_var.cpu(), atol=1e-5)
