@@ -320,6 +320,7 @@ def test_an_epoch_is_always_the_same_and_the_next_one_is_not(corpus: Path) -> No
     assert sorted(t for texts in later for t in texts) == sorted(u.text for u in spoken.store.utterances.values())
 
 
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, which another test may have brought, and no training does
 def test_workers_make_the_same_batches_in_the_same_order(corpus: Path) -> None:
     spoken = speech(corpus, "train")
     for workers, share in ((1, Share()), (2, Share(parts=2, mine=(0, 1), skip=3))):
