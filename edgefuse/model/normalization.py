@@ -4,6 +4,8 @@ All with statistics of the batch are a `StatisticsNorm`: in evaluation each is o
 which the fold absorbs. Where several processes train together, a batch is what they hold together.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
@@ -235,7 +237,7 @@ def _places(valid: Tensor) -> Tensor:
     """Where a mask is True, flat. All norms of a step ask for the same few masks, and a GPU keeps one waiting for each answer."""
     if valid not in _PLACES:
         _PLACES[valid] = valid.flatten().nonzero().squeeze(1)
-    return _PLACES[valid]
+    return cast("Tensor", _PLACES[valid])
 
 
 _PLACES = WeakIdKeyDictionary()
