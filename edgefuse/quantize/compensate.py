@@ -16,7 +16,10 @@ from torch import Tensor
 
 from edgefuse.quantize.graph import round_weights
 
-DAMPING = 0.01  # of the mean variance, added to each: what was silent while calibrating may speak later
+# Of the mean variance, added to each: what was silent while calibrating may speak later. Calibrated on 8, 16 and 48 utterances,
+# 4 bits are 24.5, 25.5 and 26.3 dB from the model with 0.01, 25.1, 25.8 and 26.4 dB with 0.1, and 24.5 dB without GPTQ, on 40
+# utterances of the training set [M]. On the test set with 48, more frames have the same token, and the SNR is up to 1.5 dB lower.
+DAMPING = 0.1
 TOGETHER = 64  # columns whose errors reach the columns behind them in one product
 
 

@@ -281,11 +281,9 @@ def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
     return encoder.eval()
 
 
-def training_speech(
-    corpus: Speech, tokens: Tokens, recipe: Recipe, frame_ms: int, batch_seconds: float = REESTIMATION_BATCH_SECONDS
-) -> Iterator[tuple[Tensor, Tensor, Context]]:
+def training_speech(corpus: Speech, tokens: Tokens, recipe: Recipe, frame_ms: int) -> Iterator[tuple[Tensor, Tensor, Context]]:
     """Speech as a training hears it, augmented and in whole or in chunks: features, lengths and context, to measure on."""
-    batches = corpus.batches(tokens, batch_seconds, seed=recipe.seed, augmentation=recipe.augmentation)
+    batches = corpus.batches(tokens, REESTIMATION_BATCH_SECONDS, seed=recipe.seed, augmentation=recipe.augmentation)
     for number, batch in enumerate(_first_seconds(batches, REESTIMATION_SECONDS)):
         yield batch.features, batch.lengths, draw_context(recipe, number, frame_ms)
 

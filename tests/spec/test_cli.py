@@ -152,6 +152,12 @@ def test_doctor_finds_what_edgefuse_itself_needs(capsys):
     assert told["repair"] is None
 
 
+def test_doctor_is_content_with_what_the_makefile_installs(capsys):
+    told = parsed(capsys, "doctor")
+    assert told["repair"] is None
+    assert not {"dev", "voices"} & {need["by"] for need in told["packages"]}
+
+
 def test_a_package_that_is_missing_or_too_old_is_mended_by_one_pip_command():
     found = [
         Need("torch", "torch==2.13.0", "edgefuse", "2.13.0", "ok"),
