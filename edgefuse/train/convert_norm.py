@@ -41,6 +41,7 @@ from edgefuse.train.loop import (
     spell_spaceless,
     test,
     training_speech,
+    usual_precision,
     write_metrics,
 )
 from edgefuse.train.module import Taught
@@ -117,7 +118,7 @@ def convert_norm(
     *,
     resume: bool = False,
     threads: int = 1,
-    precision: Precision = "bf16",
+    precision: Precision | None = None,
     features: Path | None = None,
 ) -> Trained | None:
     """Convert the LayerNorm Conformer `start` on a corpus folder; its word errors before and after.
@@ -134,7 +135,7 @@ def convert_norm(
         corpus = fitting(heard_by(before, heard.load(TRAIN)), tokens, before.config)
         dev = heard.load(DEV, utterances=DEV_UTTERANCES)
         output.mkdir(parents=True, exist_ok=True)
-        training = fit(before, corpus, dev, output, recipe, resume=resume, precision=precision)
+        training = fit(before, corpus, dev, output, recipe, resume=resume, precision=precision or usual_precision())
     if not ranks.is_first():
         return None
     encoder = settled(training.averaged.cpu()).requires_grad_(requires_grad=False)

@@ -36,6 +36,7 @@ from edgefuse.train.loop import (
     open_speech,
     require_free_run,
     run,
+    usual_precision,
 )
 from edgefuse.train.masked import Masking, Pretraining, hide
 from edgefuse.train.recipe import PRETRAINED, Recipe
@@ -82,7 +83,7 @@ def pretrain(
     *,
     resume: bool = False,
     threads: int = 1,
-    precision: Precision = "bf16",
+    precision: Precision | None = None,
     features: Path | None = None,
 ) -> Pretrained | None:
     """Train an encoder on the cuts ``train`` of a corpus folder, their transcripts unread; measure it on ``dev``.
@@ -113,7 +114,7 @@ def pretrain(
         before, _ = _measure(training, corpus, dev)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # of the validation
-            run(training, batches, output, resume=resume, precision=precision)
+            run(training, batches, output, resume=resume, precision=precision or usual_precision())
     if not ranks.is_first():
         return None
     after, mean = _measure(training, corpus, dev)

@@ -31,6 +31,7 @@ from edgefuse.train.loop import (
     tokens_for,
     train,
     training_speech,
+    usual_precision,
 )
 from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
@@ -418,3 +419,10 @@ def test_what_a_training_begins_with_decides_its_architecture(
     command = ["train", "--speech", str(tmp_path), "-o", str(tmp_path / "run"), "--from", "ANY", option, value]
     assert cli.run(command) == UsageError.exit_code
     assert f"{option} is the checkpoint's own" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("able", "precision"), [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({}, "fp32")])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU multiplies bf16")
+def test_a_cpu_that_does_not_multiply_bf16_trains_in_float32(able, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False, "avx512_bf16": False} | able)
+    assert usual_precision() == precision
