@@ -46,11 +46,17 @@ def draw_tempo(how: Augmentation, draw: Generator) -> float:
     return _uniform(draw, 1 - how.tempo, 1 + how.tempo)
 
 
-def augment(features: Tensor, how: Augmentation, draw: Generator) -> Tensor:
-    """Another voice in another room: (T, 80) to (T, 80), or longer by pauses; not normalized on either side."""
+def draw_pauses(how: Augmentation, utterances: int, draw: Generator) -> Tensor:
+    """The frames (utterances, 2) in which nothing is said before and behind each: zeros for most."""
+    frames = torch.randint(0, how.longest_pause_frames + 1, (utterances, 2), generator=draw)
+    return frames * (torch.rand(utterances, 1, generator=draw) < how.pause_share)
+
+
+def augment(features: Tensor, how: Augmentation, draw: Generator, pauses: tuple[int, int] = (0, 0)) -> Tensor:
+    """Another voice in another room: (T, 80) to (T, 80), longer by its pauses; not normalized on either side."""
     features = warp_vocal_tract(features, _uniform(draw, 1 - how.vocal_tract, 1 + how.vocal_tract))
-    if _uniform(draw, 0, 1) < how.pause_share:
-        features = _with_pauses(features, how, draw)
+    if any(pauses):
+        features = _with_pauses(features, *pauses, draw)
     features = features + _channel(features.shape[1], how, draw)
     if _uniform(draw, 0, 1) < how.noise_share:
         features = _add_noise(features, _uniform(draw, how.noise_lowest_snr_db, how.noise_highest_snr_db), draw)
@@ -78,10 +84,9 @@ def warp_vocal_tract(features: Tensor, factor: float, spec: FrontendSpec = KALDI
     return features[:, below] * (1 - share) + features[:, below + 1] * share
 
 
-def _with_pauses(features: Tensor, how: Augmentation, draw: Generator) -> Tensor:
-    """The quiet of the recording itself before and behind it: (T, 80) to (T + pauses, 80)."""
+def _with_pauses(features: Tensor, before: int, behind: int, draw: Generator) -> Tensor:
+    """The quiet of the recording itself before and behind it: (T, 80) to (before + T + behind, 80)."""
     quiet = features.quantile(QUIETEST, dim=0)
-    before, behind = (int(torch.randint(0, how.longest_pause_frames + 1, (), generator=draw)) for _ in range(2))
     pause = quiet + FLUTTER * torch.randn((before + behind, features.shape[1]), generator=draw)
     return torch.cat((pause[:before], features, pause[before:]))
 

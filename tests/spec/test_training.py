@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from torch import Generator, Tensor
 
 from edgefuse import checkpoint, cli
@@ -21,6 +21,7 @@ from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
 from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp_vocal_tract
 from edgefuse.train.batches import Batch, Batches, Share, made_ahead, trainable
+from edgefuse.train.features import FeatureStore, Stored
 from edgefuse.train.loop import (
     Speech,
     answer_again,
@@ -396,11 +397,24 @@ def test_the_learning_rate_warms_up_and_ends_low() -> None:
 def test_pauses_are_as_quiet_as_the_recording_and_leave_its_speech_as_it_is() -> None:
     features = torch.randn(100, 80, generator=Generator().manual_seed(0)) + 10
     features[:10] = 2.0
-    how = replace(NO_AUGMENTATION, pause_share=1.0, longest_pause_frames=50)
-    longer = augment(features, how, Generator().manual_seed(1))
-    assert 100 < len(longer) <= 200
-    begins = next(first for first in range(len(longer)) if torch.allclose(longer[first : first + 100], features, atol=1e-3))
-    assert (torch.cat((longer[:begins], longer[begins + 100 :])).mean() - 2.0).abs() < 0.2
+    longer = augment(features, NO_AUGMENTATION, Generator().manual_seed(1), (20, 30))
+    assert len(longer) == 150
+    assert torch.allclose(longer[20:120], features, atol=1e-3)
+    assert (torch.cat((longer[:20], longer[120:])).mean() - 2.0).abs() < 0.2
+
+
+def test_pauses_lengthen_some_utterances_and_cost_little_padding() -> None:
+    count, frames = 600, 100
+    names = [f"u{number:03d}" for number in range(count)]
+    cuts = CutSet.from_cuts(MonoCut(name, start=0.0, duration=frames / 100, channel=0) for name in names)
+    stored = {name: Stored(name, "abc", number * frames, frames) for number, name in enumerate(names)}
+    store = FeatureStore(np.ones((count * frames, 80), np.float16), stored, torch.zeros(80), torch.ones(80))
+    how = replace(NO_AUGMENTATION, pause_share=0.2, longest_pause_frames=80)
+    batches = list(Batches(cuts, store, TOKENS, batch_seconds=30.0, augmentation=how))
+    lengths = torch.cat([batch.lengths for batch in batches])
+    assert len(lengths) == count
+    assert 0.15 < float((lengths > frames).float().mean()) < 0.25
+    assert sum(batch.features[..., 0].numel() for batch in batches) < 1.1 * int(lengths.sum())
 
 
 def test_a_training_begins_with_characters_alone() -> None:
