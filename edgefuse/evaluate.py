@@ -28,7 +28,8 @@ from edgefuse.recognize import (
 )
 from edgefuse.speech import MANIFEST, read_speech
 from edgefuse.values import ENCODED
-from edgefuse.verify.wer import WordErrors, count_word_errors, split_word_errors
+from edgefuse.verify.bootstrap import Difference, difference
+from edgefuse.verify.wer import WordErrors, count_word_errors, split_word_errors, total
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,16 +50,21 @@ class Evaluation:
     Attributes:
         subset: the test set.
         decoding: how it was searched.
-        errors: on all words.
+        utterances: the errors in each, in order.
         hotwords: on the words of the hotwords, and on all others; None where there are no hotwords.
         false_hotwords: how often such a word was heard where another was said, or none.
     """
 
     subset: str
     decoding: Decoding
-    errors: WordErrors
+    utterances: tuple[WordErrors, ...]
     hotwords: tuple[WordErrors, WordErrors] | None
     false_hotwords: int
+
+    @property
+    def errors(self) -> WordErrors:
+        """On all words."""
+        return total(self.utterances)
 
 
 def evaluate(
@@ -91,6 +97,14 @@ def evaluate(
     return tuple(found)
 
 
+def against(found: Sequence[Evaluation], others: Sequence[Evaluation]) -> tuple[Difference, ...]:
+    """How far each is from that of another artifact on the same speech."""
+    return tuple(
+        difference(one.subset, [*zip(other.utterances, one.utterances, strict=True)])
+        for one, other in zip(found, others, strict=True)
+    )
+
+
 def _evaluate(
     name: str,
     references: Sequence[str],
@@ -103,7 +117,8 @@ def _evaluate(
     texts = [tokens.decode(search.accept(each).best.ids) for each in logits]
     words = {word for phrase in hotwords for word in phrase.split()}
     inside, outside, false = split_word_errors(references, texts, words)
-    return Evaluation(name, decoding, count_word_errors(*units(references, texts)), (inside, outside) if words else None, false)
+    spoken = tuple(count_word_errors([said], [heard]) for said, heard in zip(*units(references, texts), strict=True))
+    return Evaluation(name, decoding, spoken, (inside, outside) if words else None, false)
 
 
 def _logits(loaded: Loaded, heard: Heard, *, live: bool, second_pass: bool) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from edgefuse.decode.spelling import Said
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
+    from edgefuse.verify.bootstrap import Difference
 
 
 def decoding_options(command: Command) -> Command:
@@ -93,6 +95,8 @@ def transcribe(
 @decoding_options
 @click.option("--stream", "live", is_flag=True, help="In chunks.")
 @click.option("--second-pass", is_flag=True, help="Let a cascade hear each utterance again behind its chunks, with --stream.")
+@click.option("--against", type=PATH, metavar="ARTIFACT", help="Also how far it is from another one, heard in the same way.")
+@click.option("--against-whole", is_flag=True, help="Also how far its chunks, with --stream, are from whole utterances.")
 @verbose_option
 @json_option
 def evaluate(
@@ -103,20 +107,33 @@ def evaluate(
     hotwords: Path | None,
     live: bool,
     second_pass: bool,
+    against: Path | None,
+    against_whole: bool,
     as_json: bool,
 ) -> None:
     """Print the word error rate of ARTIFACT on speech; with hotwords also without them, and on their words alone."""
+    from edgefuse import evaluate as evaluation
     from edgefuse.decode.search import decoding_of
-    from edgefuse.evaluate import evaluate as run
+    from edgefuse.listen import load
     from edgefuse.report import rows, terminal
 
     _require_stream(second_pass=second_pass, live=live)
-    how = decoding_of(beam, hotwords)
-    found = run(artifact, speech, how, sets=sets, live=live, second_pass=second_pass, tell=terminal.step)
+    if against_whole and not live:
+        raise UsageError("Without chunks there is nothing to hold against whole utterances.", hint="Add: --stream")
+    if against:
+        load(against)  # what is not there is told before the work
+    run = partial(evaluation.evaluate, speech=speech, decoding=decoding_of(beam, hotwords), sets=sets, tell=terminal.step)
+    found = run(artifact, live=live, second_pass=second_pass)
+    apart: tuple[Difference, ...] = ()
+    if against or against_whole:
+        others = run(against or artifact, live=live and not against_whole, second_pass=second_pass and not against_whole)
+        apart = evaluation.against(found, others)
     if as_json:
-        terminal.show_json(rows.evaluated_json(found))
-    else:
-        terminal.show_table(rows.EVALUATED, rows.evaluated_rows(found))
+        terminal.show_json(rows.evaluated_json(found, apart))
+        return
+    terminal.show_table(rows.EVALUATED, rows.evaluated_rows(found))
+    if apart:
+        terminal.show_table(rows.AGAINST, rows.against_rows(found, apart))
 
 
 @click.command()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edgefuse.train.loop import Trained
     from edgefuse.train.pretrain import Pretrained
     from edgefuse.values import Check, FoldedModel
+    from edgefuse.verify.bootstrap import Difference
     from edgefuse.verify.wer import WordErrors
 
 ARTIFACTS = (
@@ -62,6 +63,7 @@ NEEDS = ("package", "installed", "wanted", "by", "state")
 RATIOS = ("target", "mode", "ratio", "median", "half of the rounds within", "bar", "p50", "")
 STREAMED = ("recording", "length", "chunks", "real-time factor", "p50", "p90", "p99")
 EVALUATED = ("test set", "search", "WER", "on hotwords", "on other words", "false hotwords", "words", "utterances")
+AGAINST = ("test set", "search", "WER", "the other's", "difference in points", "95 % of them", "utterances that differ")
 RANGES = ("mode", "value", "smallest", "largest", *(f"for {way}" for way in CLIPPINGS))
 SENSITIVITIES = (
     "layer",
@@ -499,8 +501,26 @@ def evaluated_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
     ]
 
 
-def evaluated_json(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+def against_rows(evaluations: Sequence[Evaluation], apart: Sequence[Difference]) -> list[tuple[str, ...]]:
+    """How far each is from another artifact's, in the order of `AGAINST`."""
+    return [
+        (
+            each.subset,
+            _search(each),
+            _percent(by.artifact),
+            _percent(by.model),
+            f"{by.points:+.2f}",
+            "{:+.2f} to {:+.2f}".format(*by.interval),
+            f"{by.changed} of {by.model.utterances}",
+        )
+        for each, by in zip(evaluations, apart, strict=True)
+    ]
+
+
+def evaluated_json(evaluations: Sequence[Evaluation], apart: Sequence[Difference] = ()) -> list[dict[str, Any]]:
     """The same for programs."""
+    from edgefuse.verify.bootstrap import LEVEL_PERCENT
+
     return [
         {
             "set": each.subset,
@@ -516,8 +536,20 @@ def evaluated_json(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
                 if each.hotwords
                 else {}
             ),
+            **(
+                {
+                    "against": {
+                        "errors": _errors_json(by.model),
+                        "points": by.points,
+                        f"interval_{LEVEL_PERCENT}_percent": list(by.interval),
+                        "changed_utterances": by.changed,
+                    }
+                }
+                if by
+                else {}
+            ),
         }
-        for each in evaluations
+        for each, by in itertools.zip_longest(evaluations, apart)
     ]
 
 

@@ -1,8 +1,8 @@
-"""How far an artifact's word error rate is from the model's, and how much of that is the luck of the test set."""
+"""How far an artifact's word error rate is from the model's, or another's, and how much of that is the luck of the test set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,11 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Word errors of an artifact and of the model on the same utterances.
+    """Word errors of an artifact and of the model, or of what it is compared with, on the same utterances.
 
     Attributes:
         part: of the test set; "" is all of it.
-        model: of the checkpoint in PyTorch.
+        model: of the checkpoint in PyTorch, or of another artifact.
         artifact: of the artifact.
         changed: utterances in which one of them has more errors than the other.
         interval: where the difference lies in points, by `paired_bootstrap`.
@@ -57,11 +57,14 @@ def differences(reference: Reference, findings: Findings) -> tuple[Difference, .
     parts = tuple(dict.fromkeys(reference.parts.values()))
     members = {part: [name for name, of in reference.parts.items() if of == part] for part in parts}
     apart = members.items() if len(parts) > 1 else ()
-    return tuple(_difference(part, names, reference, findings) for part, names in (("", [*reference.parts]), *apart))
+    return tuple(
+        difference(part, [(reference.words[name], findings.words[name]) for name in names])
+        for part, names in (("", [*reference.parts]), *apart)
+    )
 
 
-def _difference(part: str, names: Iterable[str], reference: Reference, findings: Findings) -> Difference:
-    pairs = [(reference.words[name], findings.words[name]) for name in names]
+def difference(part: str, pairs: Sequence[tuple[WordErrors, WordErrors]]) -> Difference:
+    """Of every utterance what the model does, and what the artifact does."""
     more = [artifact.errors - model.errors for model, artifact in pairs]
     interval = paired_bootstrap(more, [model.words for model, _ in pairs])
     models, artifacts = (total(each) for each in zip(*pairs, strict=True))

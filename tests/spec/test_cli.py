@@ -139,6 +139,24 @@ def test_evaluate_prints_the_error_rate_of_a_test_set_with_hotwords_and_without(
     assert live != plain  # chunks hear less
 
 
+def test_evaluate_says_how_far_an_artifact_is_from_another_and_its_chunks_from_whole_utterances(capsys, both, speech):
+    one = both.exports[0].artifact.path
+    (same,) = parsed(capsys, "evaluate", one, "--speech", speech, "--against", one)
+    assert same["against"]["errors"] == same["errors"]
+    assert (same["against"]["points"], same["against"]["interval_95_percent"]) == (0.0, [0.0, 0.0])
+    (live,) = parsed(capsys, "evaluate", one, "--speech", speech, "--stream", "--against-whole")
+    points = live["errors"]["wer_percent"] - same["errors"]["wer_percent"]
+    assert points != 0
+    assert live["against"]["errors"] == same["errors"]
+    assert live["against"]["points"] == pytest.approx(points)
+    low, high = live["against"]["interval_95_percent"]
+    assert low <= points <= high
+    assert live["against"]["changed_utterances"] > 0
+    table = printed(capsys, "evaluate", one, "--speech", speech, "--stream", "--against-whole")
+    assert "difference in points" in table
+    assert f"{points:+.2f}" in table
+
+
 def test_targets_lists_the_shelf(capsys):
     told = parsed(capsys, "targets")
     assert {"reference", "executorch", "tflite", "coreml"} <= {row["target"] for row in told}

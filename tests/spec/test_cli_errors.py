@@ -183,6 +183,10 @@ COMMANDS = {
     "hotwords_with_a_weight_that_is_no_number": [*["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/much.txt"]],
     "hotwords_that_no_token_spells": ["transcribe", "HERE/bundle", "HERE/hello.wav", "--hotwords", "HERE/diary/entry.txt"],
     "evaluate_without_speech": ["evaluate", "HERE/bundle", "--speech", "HERE/diary"],
+    "evaluate_whole_utterances_against_whole_utterances": [
+        *["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--against-whole"]
+    ],
+    "evaluate_against_nothing": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--against", "HERE/nobody"],
     "evaluate_another_set": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--set", "heard"],
     "evaluate_a_stream_that_is_none": ["evaluate", "HERE/bundle", "--speech", "HERE/speech", "--stream"],
     "average_of_one": ["average", "HERE/checkpoint", "-o", "HERE/new"],
@@ -192,6 +196,19 @@ COMMANDS = {
     "train_on_no_corpus": ["train", "--speech", "HERE/diary", "-o", "HERE/new"],
     "train_on_no_speech_at_a_time": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--batch-seconds", "0"],
     "train_with_no_patience": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--patience", "0"],
+    "train_with_a_share_of_the_loss_for_nobody": [
+        *["train", "--speech", "HERE/diary", "-o", "HERE/new", "--teacher-share", "0.5"]
+    ],
+    "train_with_more_of_a_teacher_than_all": [
+        *["train", "--speech", "HERE/diary", "-o", "HERE/new", "--teacher", "HERE/checkpoint", "--teacher-share", "2"]
+    ],
+    "train_with_a_teacher_that_is_not_there": [
+        *["train", "--speech", "HERE/diary", "-o", "HERE/new", "--teacher", "HERE/nobody"]
+    ],
+    "train_for_fewer_bits_with_another_teacher": [
+        *["train", "--speech", "HERE/diary", "-o", "HERE/new", "--from", "HERE/checkpoint", "--precision", "int8"],
+        *["--teacher", "HERE/other"],
+    ],
     "train_with_nothing_accumulated": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--accumulate", "0"],
     "train_with_workers_before_none": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--workers", "-1"],
     "train_with_checkpoints_before_time": [*["train", "--speech", "HERE/diary", "-o", "HERE/new", "--checkpoint-minutes", "-1"]],
