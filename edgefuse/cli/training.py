@@ -36,8 +36,6 @@ NORMS = ("batch", "layer", "unified", "rep", "batch-in-place", "none")  # as `ed
 @click.option("--learning-rate", "peak_learning_rate", type=float, help="Of the peak.  [default: the recipe's]")
 @click.option("--chunked-share", type=float, help="Of the steps, with attention in chunks.  [default: the recipe's]")
 @click.option("--from", "start", type=PATH, metavar="CHECKPOINT", help="Begin with it; its tokens stay if they do.")
-@click.option("--teacher", "teachers", type=PATH, multiple=True, metavar="CHECKPOINT", help="Learn its answers too; repeatable.")
-@click.option("--teacher-share", type=float, help="Of the loss, how far from the teachers' answers.  [default: 0.9]")
 @click.option("--precision", metavar="NAME|FILE", help="Fine-tune it, folded, for fewer bits; an epoch is 100 batches then.")
 @click.option(
     "--convert-norm", is_flag=True, help="Convert it, a LayerNorm Conformer, to one whose norms fold; an epoch is 100 batches."
@@ -57,7 +55,6 @@ def train(
     resume: bool,
     threads: int,
     start: Path | None,
-    teachers: tuple[Path, ...],
     architecture: Path | None,
     precision: str | None,
     convert_norm: bool,
@@ -79,7 +76,6 @@ def train(
     elif start and precision is None:
         _require_own(told, "checkpoint", BUILT)
     scheme = _trained_for(precision, start, calibration, told)
-    _require_teachers(teachers, told, alone=convert_norm or scheme is not None)
     if convert_norm and start:
         from edgefuse.train.convert_norm import convert_norm as convert
         from edgefuse.train.recipe import CONVERSION
@@ -96,8 +92,7 @@ def train(
         from edgefuse.train.loop import train as run
         from edgefuse.train.recipe import Recipe
 
-        learn = partial(run, speech, output, Recipe(**told), start=start, teachers=teachers)
-        trained = learn(resume=resume, threads=threads, features=features)
+        trained = run(speech, output, Recipe(**told), resume=resume, threads=threads, features=features, start=start)
     if trained is None:  # one of several processes, and not the first
         return
     if as_json:
@@ -219,14 +214,6 @@ def _require_own(told: Mapping[str, object], whose: str, options: Sequence[str])
         if option in told:
             name = {"sampled_depth": "layers-sampled"}.get(option, option.partition("_")[0])
             raise UsageError(f"--{name} is the {whose}'s own.", hint=f"Leave --{name} away.")
-
-
-def _require_teachers(teachers: Sequence[Path], told: Mapping[str, object], *, alone: bool) -> None:
-    """Refuse teachers that would not be asked, and a share of the loss for none."""
-    if alone and teachers:
-        raise UsageError("A conversion or a fine-tuning is taught by what it begins with.", hint="Leave --teacher away.")
-    if not alone and not teachers and "teacher_share" in told:
-        raise UsageError("Nobody teaches in this training.", hint="Name a checkpoint with: --teacher CHECKPOINT")
 
 
 def _trained_for(

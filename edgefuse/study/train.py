@@ -23,7 +23,6 @@ from edgefuse.train.corpora import DEV, TRAIN
 from edgefuse.train.loop import (
     EVALUATION_BATCH_SECONDS,
     LAST,
-    EpochBatches,
     Precision,
     Speech,
     answer_again,
@@ -99,7 +98,7 @@ def _fitted(corpus: Corpus, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
     """Train from the start, or go on with what was interrupted; the encoder, and how many steps it took."""
     config = recipe.encoder(len(corpus.tokens))
     speech, resume = fitting(corpus.train, corpus.tokens, config), (place / LAST).is_file()
-    training = fit(EpochBatches(speech, corpus.dev, corpus.tokens, recipe), place, config, resume=resume, precision=_precision())
+    training = fit(speech, corpus.dev, place, recipe, config, corpus.tokens, resume=resume, precision=_precision())
     return finish(training, corpus.train, corpus.tokens), training.steps
 
 

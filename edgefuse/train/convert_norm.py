@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import lightning as L
 import torch
@@ -45,7 +44,7 @@ from edgefuse.train.loop import (
     usual_precision,
     write_metrics,
 )
-from edgefuse.train.module import Steps
+from edgefuse.train.module import Taught
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
 from edgefuse.values import Checkpoint
 
@@ -53,15 +52,15 @@ START_SECONDS = 300.0  # of speech that the start is fitted to: 7500 encoder fra
 BEFORE = ", before"  # behind a test set: what the LayerNorm Conformer heard in it
 
 
-class Conversion(Steps):
+class Conversion(Taught):
     """The steps of an annealed encoder; its teacher is the LayerNorm Conformer."""
 
     def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
         """``steps`` is the length of the training; lambda is 0 after the recipe's share of it."""
-        super().__init__(encoder, tokens, recipe, steps, [teacher])
+        super().__init__(encoder, teacher, tokens, recipe, steps)
         self._learnt: list[Tensor] = []  # behind each block, of the batch at hand
         self._taught: list[Tensor] = []
-        for each, kept in ((self.encoder, self._learnt), (self._teacher, self._taught)):
+        for each, kept in ((self.encoder, self._learnt), (self.teacher, self._taught)):
             for block in each.blocks:
                 block.register_forward_hook(partial(_keep, kept))
 
@@ -70,9 +69,9 @@ class Conversion(Steps):
 
         Of one block: sum of (learnt - taught)^2 / sum of taught^2, over valid frames.
         """
-        answers = self.answer_loss(*self.answer(self.encoder, batch.features, batch.lengths, context), batch, context)
+        answers = super().loss(batch, context)
         if not self._taught:  # without a share the teacher was not asked
-            self._teacher(batch.features, batch.lengths, context)
+            self.teacher(batch.features, batch.lengths, context)
         lengths = batch.lengths // self.encoder.config.reduction
         distances = [
             _distance(learnt, taught, lengths * (shape.frames // shape.stride))
@@ -91,10 +90,6 @@ class Conversion(Steps):
         """Listen with the average at the same lambda."""
         super().on_validation_epoch_start()
         anneal(self.averaged, self.lambda_)
-
-    @property
-    def _teacher(self) -> Encoder:
-        return cast("Encoder", self.teachers[0])
 
     @property
     def lambda_(self) -> float:

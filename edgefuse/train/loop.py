@@ -106,7 +106,6 @@ def train(
     precision: Precision | None = None,
     features: Path | None = None,
     start: Path | None = None,
-    teachers: Sequence[Path] = (),
 ) -> Trained | None:
     """Train an encoder on the set ``train`` of a corpus (see `corpora` for its layouts), and evaluate it on all its tests.
 
@@ -114,12 +113,8 @@ def train(
     on from the last step that was kept in ``output``; without it a used ``output`` is refused. ``start`` is a checkpoint whose
     encoder, of whatever architecture, is where the training begins; features are normalized as it has learnt to hear. Its tokens
     stay where they spell most of the corpus and the recipe does not want another number of them; else others are learnt, for a
-    fresh head. Characters need not come first any more. Neither holds for a checkpoint that was pre-trained without words.
-    ``teachers`` are checkpoints whose mean answer counts beside the transcripts, for the recipe's `teacher_share`. Of several
-    processes the first returns what was trained, the others nothing.
-
-    Raises:
-        UsageError: a checkpoint to begin with that is folded; a teacher of other tokens or frames, or that hears otherwise.
+    fresh head. Characters need not come first any more. Neither holds for a checkpoint that was pre-trained without words. Of
+    several processes the first returns what was trained, the others nothing.
     """
     knows_words = start is not None and not (start / PRETRAINED).is_file()
     if knows_words:
@@ -127,7 +122,6 @@ def train(
     torch.set_num_threads(threads)
     require_free_run(output, resume=resume)
     begin = checkpoint.read(start) if start else None
-    taught_by = {place: checkpoint.read(place) for place in teachers}
     if begin and begin.config.folded:
         raise UsageError(
             f"{start} is folded: it has no norms left to train with.",
@@ -141,18 +135,10 @@ def train(
         tokens = tokens_for(texts, recipe, begin if knows_words else None)
         config = _config_of(begin, recipe, tokens) if begin else recipe.encoder(len(tokens))
         corpus = fitting(corpus, tokens, config)
-        for place, teacher in taught_by.items():
-            _require_understandable(place, teacher, config, tokens, corpus)
         dev = heard.load(DEV, utterances=DEV_UTTERANCES)
         output.mkdir(parents=True, exist_ok=True)
         training = fit(
-            EpochBatches(corpus, dev, tokens, recipe),
-            output,
-            config,
-            begin=begin,
-            teachers=list(taught_by.values()),
-            resume=resume,
-            precision=precision or usual_precision(),
+            corpus, dev, output, recipe, config, tokens, begin=begin, resume=resume, precision=precision or usual_precision()
         )
     if not ranks.is_first():
         return None
@@ -163,45 +149,27 @@ def train(
     if config.second_pass:
         after = {f", second pass after {AGAIN_MS} ms": contexts_of(config)[f", {AGAIN_MS} ms"]}
         errors |= test(partial(answer_again, encoder), heard, corpus.store, tokens, after)
-    write_metrics(output, _told(recipe, begin, list(taught_by.values())), errors)
+    write_metrics(output, _told(recipe, begin), errors)
     return Trained(written, errors, characters=spell_spaceless(tokens))
 
 
-def _require_understandable(place: Path, teacher: Checkpoint, config: EncoderConfig, tokens: Tokens, corpus: Speech) -> None:
-    """Raise an error where a teacher cannot answer frame by frame, in the same tokens, to the same features."""
-    heard_alike = all(
-        its.shape == own.shape and torch.allclose(its.float(), own)
-        for its, own in ((teacher.frontend_mean, corpus.store.mean), (teacher.frontend_istd, corpus.store.istd))
-    )
-    what = ""
-    if tuple(teacher.tokens) != tuple(tokens.symbols):
-        what = f"answers in {len(teacher.tokens)} other tokens"
-    elif teacher.config.reduction != config.reduction:
-        what = f"answers every {teacher.config.frame_ms} ms, what is trained every {config.frame_ms} ms"
-    elif not heard_alike:
-        what = "hears features that are normalized otherwise"
-    if what:
-        raise UsageError(
-            f"{place} cannot teach here: it {what}.",
-            hint="Let it teach on the corpus that it learnt from, or what begins --from a checkpoint that learnt there.",
-        )
-
-
-def _told(recipe: Recipe, begin: Checkpoint | None, teachers: Sequence[Checkpoint]) -> dict[str, Any]:
+def _told(recipe: Recipe, begin: Checkpoint | None) -> dict[str, Any]:
     """What was trained with, as JSON; what the checkpoint to begin with decided is its digest."""
     told = recipe.to_json()
-    if begin is not None:
-        told = {"from": begin.digest} | {name: value for name, value in told.items() if name not in ARCHITECTURE}
-    return told | ({"teachers": [each.digest for each in teachers]} if teachers else {})
+    if begin is None:
+        return told
+    return {"from": begin.digest} | {name: value for name, value in told.items() if name not in ARCHITECTURE}
 
 
 def fit(
-    batches: EpochBatches,
+    corpus: Speech,
+    dev: Speech,
     output: Path,
+    recipe: Recipe,
     config: EncoderConfig,
+    tokens: Tokens,
     *,
     begin: Checkpoint | None = None,
-    teachers: Sequence[Checkpoint] = (),
     resume: bool = False,
     precision: Precision = "fp32",
 ) -> Training:
@@ -209,8 +177,8 @@ def fit(
 
     With ``begin`` the weights start as that checkpoint's, but for the head of another vocabulary.
     """
-    recipe, tokens = batches.recipe, batches.tokens
     L.seed_everything(recipe.seed, workers=True, verbose=False)
+    batches = EpochBatches(corpus, dev, tokens, recipe)
     encoder = Encoder(config)
     if begin is not None:
         _begin_with(encoder, begin, tokens)
@@ -218,8 +186,7 @@ def fit(
         if isinstance(norm, UnifiedNorm):
             norm.warm_up, norm.outlier_filtration = recipe.unified_warm_up, recipe.outlier_filtration
             norm.restart()
-    taught_by = [checkpoint.encoder_of(each) for each in teachers]
-    training = Training(encoder, tokens, recipe, batches.steps, taught_by)
+    training = Training(encoder, tokens, recipe, batches.steps)
     run(training, batches, output, resume=resume, precision=precision)
     return training
 

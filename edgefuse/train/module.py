@@ -11,8 +11,8 @@ count steps. Of a batch norm each part has statistics of its own, where the norm
 the running ones move is corrected, so that a step moves them as far as one batch would. Averages, statistics, losses and the
 optimizer stay in float32 where the layers compute in bf16.
 
-A training may have teachers (distillation, Hinton et al. 2015): other encoders of the same tokens, or the same encoder as it was
-before it lost its bits or its LayerNorms. Their loss is per frame; parts of a batch weigh there by their utterances all the same.
+A `Taught` training has a teacher instead, the same encoder as it was before it lost its bits or its LayerNorms
+(self-distillation, Hinton et al. 2015). Its loss is per frame; parts of a batch weigh there by their utterances all the same.
 """
 
 from __future__ import annotations
@@ -58,11 +58,10 @@ class Steps(L.LightningModule, ABC):
     dropout and the same chunks as one that was not.
     """
 
-    def __init__(self, encoder: Encoder, tokens: Tokens, recipe: Recipe, steps: int, teachers: Sequence[Encoder] = ()) -> None:
-        """``steps`` is the length of the learning rate schedule; teachers are copied, and stay as they are."""
+    def __init__(self, encoder: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """``steps`` is the length of the learning rate schedule."""
         super().__init__()
         self.encoder, self.tokens, self.recipe, self.steps = encoder, tokens, recipe, steps
-        self.teachers = nn.ModuleList(copy.deepcopy(each).requires_grad_(requires_grad=False) for each in teachers)
         decay = recipe.average_decay
         self.average = AveragedModel(encoder, multi_avg_fn=lambda a, w, n: _average_in(a, w, n, decay))
         self.average.requires_grad_(requires_grad=False)
@@ -79,17 +78,6 @@ class Steps(L.LightningModule, ABC):
     def answer(self, encoder: Encoder, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
         """Logits and lengths, as the encoder will answer once it is deployed."""
         return encoder(features, lengths, context)  # type: ignore[no-any-return]
-
-    def answer_loss(self, logits: Tensor, lengths: Tensor, batch: Batch, context: Context) -> Tensor:
-        """(1 - share) CTC per token + share KL(teachers || encoder) per frame; several teachers answer with their mean."""
-        share = self.recipe.teacher_share if self.teachers else 0.0
-        loss = torch.zeros(())
-        if share < 1:
-            loss = (1 - share) * ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
-        if share > 0:
-            taught = [each(batch.features, batch.lengths, context)[0].softmax(-1) for each in self.teachers]
-            loss = loss + share * divergence(torch.stack(taught).mean(0), logits, lengths)
-        return loss
 
     @property
     def averaged(self) -> Encoder:
@@ -181,18 +169,18 @@ class Steps(L.LightningModule, ABC):
 class Training(Steps):
     """CTC training, of pieces and characters."""
 
-    def __init__(self, encoder: Encoder, tokens: Tokens, recipe: Recipe, steps: int, teachers: Sequence[Encoder] = ()) -> None:
+    def __init__(self, encoder: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
         """``steps`` is the length of the learning rate schedule."""
-        super().__init__(encoder, tokens, recipe, steps, teachers)
+        super().__init__(encoder, tokens, recipe, steps)
         self._encoded: list[Tensor] = []
         self.spelled = -(-encoder.config.reduction // SUBSAMPLING)  # characters per frame: speech has more than one in 80 ms
         self.characters = nn.Linear(encoder.config.dimension, self.spelled * len(characters_in(tokens)))
         encoder.ctc.register_forward_pre_hook(lambda _, inputs: self._encoded.append(inputs[0]))
 
     def loss(self, batch: Batch, context: Context) -> Tensor:
-        """(1 - share) L(vocabulary) + share CTC(characters), per token; L is CTC, or what teachers make of it.
+        """(1 - share) CTC(vocabulary) + share CTC(characters), per token.
 
-        L(vocabulary) of a cascade is (1 - w) L(first pass) + w L(second pass) [I], the second over what the first gives in
+        CTC(vocabulary) of a cascade is (1 - w) CTC(first pass) + w CTC(second pass) [I], the second over what the first gives in
         the context of the step, w the recipe's `second_pass_share`; the characters are read from the first pass.
         """
         heads, lengths = self._heads(batch, context)
@@ -201,7 +189,7 @@ class Training(Steps):
         share, encoded = self.recipe.character_share_at(self.global_step, self.steps), self._encoded.pop()
         loss = torch.zeros(())
         if share < 1:
-            losses = [self.answer_loss(logits, lengths, batch, context) for logits in heads]
+            losses = [ctc_loss(logits, lengths, batch.targets, batch.target_lengths) for logits in heads]
             loss = (1 - share) * torch.stack([part * each for part, each in zip(shares, losses, strict=True)]).sum()
         if share > 0:
             spelling: Tensor = self.characters(encoded).unflatten(-1, (self.spelled, -1)).flatten(1, 2)
@@ -217,17 +205,34 @@ class Training(Steps):
         return (logits,), lengths
 
 
-class FineTuning(Steps):
+class Taught(Steps):
+    """Training with a teacher beside the transcripts, or instead of them."""
+
+    def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
+        """The teacher is copied, and stays as it is."""
+        super().__init__(encoder, tokens, recipe, steps)
+        self.teacher = copy.deepcopy(teacher).requires_grad_(requires_grad=False)
+
+    def loss(self, batch: Batch, context: Context) -> Tensor:
+        """(1 - share) CTC per token + share KL(teacher || encoder) per frame."""
+        logits, lengths = self.answer(self.encoder, batch.features, batch.lengths, context)
+        share = self.recipe.teacher_share
+        loss = torch.zeros(())
+        if share < 1:
+            loss = (1 - share) * ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
+        if share > 0:
+            taught, _ = self.teacher(batch.features, batch.lengths, context)
+            loss = loss + share * divergence(taught, logits, lengths)
+        return loss
+
+
+class FineTuning(Taught):
     """Training of a folded encoder for the bits that it will have."""
 
     def __init__(self, encoder: Encoder, rounding: Rounding, tokens: Tokens, recipe: Recipe, steps: int) -> None:
         """The encoder as it is now becomes the teacher."""
-        super().__init__(encoder, tokens, recipe, steps, [encoder])
+        super().__init__(encoder, encoder, tokens, recipe, steps)
         self.rounding = rounding
-
-    def loss(self, batch: Batch, context: Context) -> Tensor:
-        """That of what it answers with fewer bits."""
-        return self.answer_loss(*self.answer(self.encoder, batch.features, batch.lengths, context), batch, context)
 
     def answer(self, encoder: Encoder, features: Tensor, lengths: Tensor, context: Context = FULL) -> tuple[Tensor, Tensor]:
         """With fewer bits."""
@@ -235,9 +240,9 @@ class FineTuning(Steps):
 
 
 def divergence(taught: Tensor, logits: Tensor, lengths: Tensor) -> Tensor:
-    """Mean over all valid frames of KL(p || q), p the probabilities ``taught``, q those of ``logits``, both (B, T', V)."""
+    """Mean over all valid frames of KL(p || q), p and q the distributions of two batches of logits (B, T', V)."""
     valid = valid_frames(lengths, logits.shape[1])
-    return F.kl_div(logits[valid].log_softmax(-1), taught[valid], reduction="batchmean")
+    return F.kl_div(logits[valid].log_softmax(-1), taught[valid].log_softmax(-1), reduction="batchmean", log_target=True)
 
 
 def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Recipe:
     chunked_share: float = 0.0  # of the steps: attention in chunks, for one network that serves whole and streamed speech
     second_pass_share: float = 0.5  # of the loss of a cascade over the vocabulary: what its second pass answers
     sampled_depth: bool = False  # each step runs so many layers as it draws: Layer Consistency [R abstract]; see module.py
-    teacher_share: float = 0.9  # of the loss, where there are teachers: how far it is from their answers; see module.py
+    teacher_share: float = 0.0  # of the loss of a fine-tuning: how far it is from what it answered before; see module.py
     patience: int | None = None  # end after so many epochs without a better dev WER, and keep the best average, not the last
     workers: int = 0  # processes that make the batches, the same ones, for a GPU that would wait for them; 0: the training itself
     checkpoint_minutes: float = 10.0  # between two checkpoints at most, besides those after every epoch; 0: after every step
@@ -68,8 +68,6 @@ class Recipe:
             raise UsageError(f"{self.epochs} epochs train nothing.", hint="Pass --epochs 1 or more.")
         if not 0 <= self.chunked_share <= 1:
             raise UsageError(f"{self.chunked_share} is no share of the steps.", hint="Pass --chunked-share 0 to 1.")
-        if not 0 <= self.teacher_share <= 1:
-            raise UsageError(f"{self.teacher_share} is no share of a loss.", hint="Pass --teacher-share 0 to 1.")
         if not 0 <= self.second_pass_share <= 1:
             raise UsageError(f"{self.second_pass_share} is no share of a loss.", hint="Set second_pass_share to 0 .. 1.")
         for count, option in ((self.accumulate, "accumulate"), (self.patience, "patience")):

@@ -196,19 +196,6 @@ COMMANDS = {
     "train_on_no_corpus": ["train", "--speech", "HERE/diary", "-o", "HERE/new"],
     "train_on_no_speech_at_a_time": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--batch-seconds", "0"],
     "train_with_no_patience": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--patience", "0"],
-    "train_with_a_share_of_the_loss_for_nobody": [
-        *["train", "--speech", "HERE/diary", "-o", "HERE/new", "--teacher-share", "0.5"]
-    ],
-    "train_with_more_of_a_teacher_than_all": [
-        *["train", "--speech", "HERE/diary", "-o", "HERE/new", "--teacher", "HERE/checkpoint", "--teacher-share", "2"]
-    ],
-    "train_with_a_teacher_that_is_not_there": [
-        *["train", "--speech", "HERE/diary", "-o", "HERE/new", "--teacher", "HERE/nobody"]
-    ],
-    "train_for_fewer_bits_with_another_teacher": [
-        *["train", "--speech", "HERE/diary", "-o", "HERE/new", "--from", "HERE/checkpoint", "--precision", "int8"],
-        *["--teacher", "HERE/other"],
-    ],
     "train_with_nothing_accumulated": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--accumulate", "0"],
     "train_with_workers_before_none": ["train", "--speech", "HERE/diary", "-o", "HERE/new", "--workers", "-1"],
     "train_with_checkpoints_before_time": [*["train", "--speech", "HERE/diary", "-o", "HERE/new", "--checkpoint-minutes", "-1"]],

@@ -80,9 +80,9 @@ def test_accumulated_batches_are_one_batch_where_no_norm_counts_them(corpus, tmp
     """LayerNorm: the same steps up to the order of sums; AdamW turns the last digit of a tiny gradient into a visible one."""
     config, losses = replace(DRY, norm="layer", conv_norm="layer"), curve(monkeypatch)
     train, dev = speech(corpus, "train"), speech(corpus, "dev")
-    one = fit(EpochBatches(train, dev, TOKENS, replace(STEADY, batch_seconds=6.0)), tmp_path / "one", config)
+    one = fit(train, dev, tmp_path / "one", replace(STEADY, batch_seconds=6.0), config, TOKENS)
     steps = len(losses)
-    two = fit(EpochBatches(train, dev, TOKENS, replace(STEADY, batch_seconds=2.0, accumulate=3)), tmp_path / "two", config)
+    two = fit(train, dev, tmp_path / "two", replace(STEADY, batch_seconds=2.0, accumulate=3), config, TOKENS)
     assert one.steps == two.steps == steps == len(losses) - steps
     assert losses[steps:] == pytest.approx(losses[:steps], rel=1e-4)
     for name, tensor in one.averaged.state_dict().items():
@@ -106,10 +106,7 @@ def test_running_means_of_accumulated_parts_are_those_of_the_batch():
 
 def test_statistics_and_weights_stay_in_float32_where_layers_compute_in_bf16(corpus, tmp_path):
     training = fit(
-        EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, replace(QUICK, epochs=1)),
-        tmp_path,
-        SMALL,
-        precision="bf16",
+        speech(corpus, "train"), speech(corpus, "dev"), tmp_path, replace(QUICK, epochs=1), SMALL, TOKENS, precision="bf16"
     )
     kinds = {tensor.dtype for tensor in weights(training).values()}
     assert kinds == {torch.float32, torch.int64}
@@ -124,7 +121,7 @@ from pathlib import Path
 import torch
 from edgefuse.model import EncoderConfig
 from edgefuse.train.augment import Augmentation
-from edgefuse.train.loop import EpochBatches, fit, open_speech
+from edgefuse.train.loop import fit, open_speech
 from edgefuse.train.module import Training
 from edgefuse.train.recipe import Recipe
 from edgefuse.train import callbacks, ranks
@@ -154,8 +151,7 @@ Training.optimizer_step, Path.replace = taken, renamed
 with ranks.joined():
     heard = open_speech(folder)
     begun = output / "last.ckpt"
-    batches = EpochBatches(heard.load("train"), heard.load("dev"), character_tokens(), recipe)
-training = fit(batches, output, config, resume=begun.is_file())
+    training = fit(heard.load("train"), heard.load("dev"), output, recipe, config, character_tokens(), resume=begun.is_file())
 if ranks.is_first():
     torch.save(training.state_dict(), output / "weights.pt")
     (output / "losses.json").write_text(json.dumps(losses))
@@ -177,7 +173,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(corpus, tmp_path,
     """Killed in the middle of an epoch, in a step behind a checkpoint or while the next one is written."""
     recipe = replace(QUICK, epochs=2, batch_seconds=1.0, accumulate=2, augmentation=Augmentation(), checkpoint_minutes=0)
     config = replace(SMALL, dropout=0.1)
-    whole = fit(EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, recipe), tmp_path / "whole", config)
+    whole = fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path / "whole", recipe, config, TOKENS)
     fatal = whole.steps // 2 * epoch + 2
     killed = child(corpus, tmp_path / "cut", recipe, config=config, fatal=fatal, where=where)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -185,9 +181,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(corpus, tmp_path,
     left = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=False)["global_step"]
     assert left == (fatal if where == "step" else fatal - 1)
     assert left % (whole.steps // 2) != 0, "it must not be killed between two epochs"
-    resumed = fit(
-        EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, recipe), tmp_path / "cut", config, resume=True
-    )
+    resumed = fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path / "cut", recipe, config, TOKENS, resume=True)
     assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
 
 
@@ -202,7 +196,7 @@ def test_a_checkpoint_is_as_old_as_asked_for_at_most(corpus, tmp_path, monkeypat
 
     monkeypatch.setattr(callbacks.Keep, "_write", noted)
     recipe = replace(QUICK, epochs=1, batch_seconds=2.0, checkpoint_minutes=4)
-    training = fit(EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, recipe), tmp_path, SMALL)
+    training = fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, recipe, SMALL, TOKENS)
     assert 1 < len(written) < training.steps
     assert written[-1] == training.steps
 
@@ -247,10 +241,10 @@ def test_a_training_ends_when_patience_does_and_keeps_the_best_average(corpus, t
 
     monkeypatch.setattr(Training, "on_validation_epoch_end", validated)
     recipe = replace(QUICK, epochs=5, patience=2)
-    training = fit(EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, recipe), tmp_path, SMALL)
+    training = fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, recipe, SMALL, TOKENS)
     assert len(averages) == 4
     assert all(torch.equal(tensor, averages[1][name]) for name, tensor in training.averaged.state_dict().items())
-    resumed = fit(EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, recipe), tmp_path, SMALL, resume=True)
+    resumed = fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, recipe, SMALL, TOKENS, resume=True)
     assert len(averages) == 4
     assert all(torch.equal(tensor, averages[1][name]) for name, tensor in resumed.averaged.state_dict().items())
 
@@ -273,7 +267,7 @@ def test_a_loss_that_is_no_number_names_the_layer_that_made_it(corpus, tmp_path,
     monkeypatch.setattr(Training, "on_train_batch_start", spoil)
     recipe = replace(QUICK, batch_seconds=2.0, epochs=1)
     with pytest.raises(TrainingDiverged, match=rf"encoder\.{name} \(.*weight not finite either\) made it") as told:
-        fit(EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, recipe), tmp_path, SMALL)
+        fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, recipe, SMALL, TOKENS)
     assert "--resume" in str(told.value.hint)
 
 
@@ -285,14 +279,14 @@ def test_a_gradient_that_is_no_number_names_the_layer_nearest_the_loss(corpus, t
 
     monkeypatch.setattr(Training, "on_train_batch_start", spoil)
     with pytest.raises(TrainingDiverged, match=rf"norm of the gradient of step 0 is nan.*not the gradient of encoder\.{place}"):
-        fit(EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, replace(QUICK, epochs=1)), tmp_path, SMALL)
+        fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, replace(QUICK, epochs=1), SMALL, TOKENS)
 
 
 def test_curves_hold_loss_rate_gradient_pace_and_errors_once_per_step(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "CURVE_STEPS", 1)
     recipe = replace(QUICK, epochs=2, batch_seconds=2.0)
     train, dev = speech(corpus, "train"), speech(corpus, "dev")
-    training = fit(EpochBatches(train, dev, TOKENS, recipe), tmp_path, SMALL)
+    training = fit(train, dev, tmp_path, recipe, SMALL, TOKENS)
     drawn = EventAccumulator(str(tmp_path / "curves")).Reload()
     names = {"loss", "learning rate", "gradient norm", "seconds per step", "dev WER %"}
     assert set(drawn.Tags()["scalars"]) == names

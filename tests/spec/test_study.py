@@ -106,7 +106,7 @@ def test_a_loss_that_is_no_number_is_a_result_and_a_row_that_cannot_be_built_doe
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*given: Any, **_: Any) -> Any:
-        config: EncoderConfig = given[2]
+        config: EncoderConfig = given[4]
         raise (TrainingDiverged if config.norm == "layer" else Refused)("The loss of step 7 is nan.", hint="")
 
     monkeypatch.setattr("edgefuse.study.train.fit", failing)

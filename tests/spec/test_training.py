@@ -23,7 +23,6 @@ from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp
 from edgefuse.train.batches import Batch, Batches, Share, made_ahead, trainable
 from edgefuse.train.features import FeatureStore, Stored
 from edgefuse.train.loop import (
-    EpochBatches,
     Speech,
     answer_again,
     finish,
@@ -35,7 +34,7 @@ from edgefuse.train.loop import (
     training_speech,
     usual_precision,
 )
-from edgefuse.train.module import Training, ctc_loss, divergence, draw_context
+from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
 
 TOKENS = character_tokens()
@@ -132,7 +131,7 @@ def test_a_training_begins_with_another_ones_encoder_whatever_its_vocabulary(cor
     begin = checkpoint.of_encoder(Encoder(characters), torch.zeros(80), torch.ones(80), ("<blk>", *"abcdef"))
     nothing_yet = replace(QUICK, epochs=1, peak_learning_rate=1e-12, last_learning_rate=1e-12)
     spoken, dev = speech(corpus, "train"), speech(corpus, "dev")
-    trained = weights(fit(EpochBatches(spoken, dev, TOKENS, nothing_yet), tmp_path, SMALL, begin=begin))
+    trained = weights(fit(spoken, dev, tmp_path, nothing_yet, SMALL, TOKENS, begin=begin))
     name = "blocks.0.macaron.w1.linear.weight"
     torch.testing.assert_close(trained[f"encoder.{name}"], begin.weights[name])
 
@@ -152,7 +151,7 @@ def test_tokens_stay_where_they_spell_the_corpus_and_others_begin_with_a_fresh_h
     assert trained.tokens == symbols
     assert torch.equal(trained.frontend_mean, begin.frontend_mean)  # as it has learnt to hear
     torch.testing.assert_close(trained.weights["ctc.weight"], begin.weights["ctc.weight"])
-    fitted = weights(fit(EpochBatches(spoken, speech(corpus, "dev"), TOKENS, unmoved), tmp_path / "fit", config, begin=begin))
+    fitted = weights(fit(spoken, speech(corpus, "dev"), tmp_path / "fit", unmoved, config, TOKENS, begin=begin))
     assert not torch.allclose(fitted["encoder.ctc.weight"], begin.weights["ctc.weight"])
 
 
@@ -161,63 +160,6 @@ def test_a_checkpoint_that_hears_otherwise_than_a_corpus_is_computed_is_refused(
     begin = checkpoint.of_encoder(Encoder(deaf), torch.zeros(40), torch.ones(40), TOKENS.symbols)
     with pytest.raises(UsageError, match="hears 40 mel bins; a corpus has 80"):
         heard_by(begin, speech(corpus, "train"))
-
-
-@pytest.mark.filterwarnings("ignore:You are trying to")  # to log without a trainer
-def test_teachers_answer_with_their_mean_and_stay_as_they_are(corpus: Path) -> None:
-    one, other, encoder = (Encoder(SMALL).eval() for _ in range(3))
-    recipe = replace(QUICK, character_share=0.0, teacher_share=0.75)
-    training = Training(encoder, TOKENS, recipe, steps=1, teachers=[one, other])
-    batch = next(iter(speech(corpus, "train").batches(TOKENS, 100.0)))
-    logits, lengths = encoder(batch.features, batch.lengths)
-    asked = [teacher(batch.features, batch.lengths)[0].softmax(-1) for teacher in (one, other)]
-    mean, valid = (asked[0] + asked[1]) / 2, valid_frames(lengths, logits.shape[1])
-    apart = (mean * (mean.log() - logits.log_softmax(-1))).sum(-1)[valid].mean()
-    transcripts = ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
-    torch.testing.assert_close(training.loss(batch, FULL), 0.25 * transcripts + 0.75 * apart)
-    training.training_step(batch, 0).backward()
-    assert encoder.ctc.weight.grad is not None
-    assert all(parameter.grad is None for parameter in training.teachers.parameters())
-    taught = dict(training.teachers[0].state_dict())
-    assert all(torch.equal(tensor, taught[name]) for name, tensor in one.state_dict().items())
-
-
-def test_what_is_taught_comes_to_answer_as_its_teacher(corpus: Path, tmp_path: Path) -> None:
-    spoken, dev = speech(corpus, "train"), speech(corpus, "dev")
-    torch.manual_seed(7)
-    teacher = checkpoint.of_encoder(Encoder(SMALL), spoken.store.mean, spoken.store.istd, TOKENS.symbols)
-    batch = next(iter(spoken.batches(TOKENS, 100.0)))
-    answers = checkpoint.encoder_of(teacher)(batch.features, batch.lengths)[0].softmax(-1).detach()
-
-    def distance(share: float) -> float:
-        recipe = replace(QUICK, epochs=20, peak_learning_rate=5e-3, character_share=0.0, teacher_share=share)
-        batches = EpochBatches(spoken, dev, TOKENS, recipe)
-        encoder = finish(fit(batches, tmp_path / str(share), SMALL, teachers=[teacher]), spoken, TOKENS)
-        return float(divergence(answers, *encoder(batch.features, batch.lengths)).detach())
-
-    assert distance(1.0) < 0.3 * distance(0.0)
-
-
-@pytest.mark.parametrize(
-    ("teacher", "symbols", "mean", "why"),
-    [
-        (replace(SMALL, vocabulary_size=7), ("<blk>", *"abcdef"), 0.0, "answers in 7 other tokens"),
-        (SMALL, ("<blk>", *reversed(TOKENS.symbols[1:])), 0.0, "answers in 29 other tokens"),
-        (replace(SMALL, subsampling=8), TOKENS.symbols, 0.0, "answers every 80 ms, what is trained every 40 ms"),
-        (SMALL, TOKENS.symbols, 1.0, "hears features that are normalized otherwise"),
-        (replace(SMALL, mel_bins=40), TOKENS.symbols, 0.0, "hears features that are normalized otherwise"),
-    ],
-)
-def test_a_teacher_that_cannot_be_understood_is_refused(
-    corpus: Path, tmp_path: Path, teacher: EncoderConfig, symbols: tuple[str, ...], mean: float, why: str
-) -> None:
-    store = speech(corpus, "train").store
-    bins = teacher.mel_bins
-    of = checkpoint.of_encoder(Encoder(teacher), store.mean[:bins] + mean, store.istd[:bins], symbols)
-    checkpoint.write(tmp_path / "teacher", of)
-    with pytest.raises(UsageError, match=why):
-        train(corpus, tmp_path / "run", QUICK, precision="fp32", teachers=[tmp_path / "teacher"])
-    assert not (tmp_path / "run").exists()
 
 
 def test_tokens_are_learnt_where_the_checkpoint_has_none_that_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +180,7 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(
 ) -> None:
     train_set, dev, config = speech(corpus, "train"), speech(corpus, "dev"), replace(SMALL, dropout=0.1)
     recipe = replace(QUICK, augmentation=Augmentation())
-    whole = weights(fit(EpochBatches(train_set, dev, TOKENS, recipe), tmp_path / "whole", config))
+    whole = weights(fit(train_set, dev, tmp_path / "whole", recipe, config, TOKENS))
 
     def power_cut(training: Training) -> None:
         if training.current_epoch == 2:
@@ -246,9 +188,9 @@ def test_a_training_that_was_cut_off_ends_with_the_same_weights(
 
     monkeypatch.setattr(Training, "on_train_epoch_start", power_cut)
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(EpochBatches(train_set, dev, TOKENS, recipe), tmp_path / "cut", config)
+        fit(train_set, dev, tmp_path / "cut", recipe, config, TOKENS)
     monkeypatch.undo()
-    resumed = weights(fit(EpochBatches(train_set, dev, TOKENS, recipe), tmp_path / "cut", config, resume=True))
+    resumed = weights(fit(train_set, dev, tmp_path / "cut", recipe, config, TOKENS, resume=True))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
@@ -314,7 +256,7 @@ def test_a_folder_without_speech_is_no_corpus(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_the_training(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgefuse.train.module.ctc_loss", lambda *_: torch.tensor(math.nan, requires_grad=True))
     with pytest.raises(TrainingDiverged, match="loss of step 0 is nan"):
-        fit(EpochBatches(speech(corpus, "train"), speech(corpus, "dev"), TOKENS, QUICK), tmp_path, SMALL)
+        fit(speech(corpus, "train"), speech(corpus, "dev"), tmp_path, QUICK, SMALL, TOKENS)
 
 
 @pytest.mark.parametrize("augmentation", [NO_AUGMENTATION, Augmentation()])
@@ -322,7 +264,7 @@ def test_the_checkpoint_is_the_average_with_statistics_of_what_it_was_trained_on
     corpus: Path, tmp_path: Path, augmentation: Augmentation
 ) -> None:
     spoken, recipe = speech(corpus, "train"), replace(QUICK, augmentation=augmentation)
-    training = fit(EpochBatches(spoken, speech(corpus, "dev"), TOKENS, recipe), tmp_path, SMALL)
+    training = fit(spoken, speech(corpus, "dev"), tmp_path, recipe, SMALL, TOKENS)
     encoder = finish(training, spoken, TOKENS)
     norm = encoder.subsampling.linear.norm
     seen: list[Tensor] = []
