@@ -74,11 +74,13 @@ def evaluate(
     *,
     sets: Sequence[str],
     live: bool,
+    whole: bool = False,
     second_pass: bool = False,
     tell: Callable[[str], AbstractContextManager[None]],
 ) -> tuple[Evaluation, ...]:
     """Transcribe test sets with one artifact, `live` in chunks; with hotwords each set twice, first without them.
 
+    Without `live` what is too long for a whole entry is heard in chunks, unless it must be `whole`: then it is refused.
     With `second_pass` a cascade hears each utterance again behind its chunks, but those that are too long for it.
     `speech` is a folder with a manifest, or a corpus; without `sets`, all that it has (of a corpus, not what trains).
     """
@@ -90,11 +92,18 @@ def evaluate(
     for name in _names(speech, sets):
         with tell(f"Listening to {name}"), in_words(loaded.artifact.target, "could not run its artifact"):
             heard = _read(speech, name, loaded.bundle.frontend)
-            logits = [_logits(loaded, each, live=live, second_pass=second_pass) for each in heard]
+            logits = [_logits(loaded, each, live=live, whole=whole, second_pass=second_pass) for each in heard]
         texts = [each.text for each in heard]
         ways = (replace(decoding, hotwords={}), decoding) if decoding.hotwords else (decoding,)
         found += (_evaluate(name, texts, logits, way, Tokens(loaded.bundle.tokens), decoding.hotwords) for way in ways)
     return tuple(found)
+
+
+def require(path: Path, *, live: bool) -> None:
+    """Raise an error where there is no artifact, or none that streams if it is to be heard `live`."""
+    artifact = load(path).artifact
+    if live:
+        streaming_entry(artifact)
 
 
 def against(found: Sequence[Evaluation], others: Sequence[Evaluation]) -> tuple[Difference, ...]:
@@ -121,10 +130,15 @@ def _evaluate(
     return Evaluation(name, decoding, spoken, (inside, outside) if words else None, false)
 
 
-def _logits(loaded: Loaded, heard: Heard, *, live: bool, second_pass: bool) -> NDArray[np.float32]:
+def _logits(loaded: Loaded, heard: Heard, *, live: bool, whole: bool, second_pass: bool) -> NDArray[np.float32]:
     seconds = len(heard.features) * FRAME_SECONDS
     artifact = loaded.artifact
     entry = streaming_entry(artifact) if live else entry_for(artifact, Path(heard.identity), len(heard.features), seconds)
+    if whole and entry in artifact.streaming:
+        raise UsageError(
+            f"{artifact.path} cannot hear {heard.identity}, of {seconds:.2f} s, as a whole.",
+            hint="Export it with both: --seconds 15 --chunk-ms 640",
+        )
     given = answers(loaded.session, artifact, entry, taken(heard, artifact.inputs[entry]))
     again = heard_again(loaded.session, artifact, given[ENCODED]) if second_pass else None
     return given[artifact.outputs[entry][0].name] if again is None else again

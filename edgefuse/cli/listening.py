@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from edgefuse.decode.spelling import Said
     from edgefuse.recognize import Transcript
     from edgefuse.recognizer import Streamed
-    from edgefuse.verify.bootstrap import Difference
 
 
 def decoding_options(command: Command) -> Command:
@@ -114,20 +113,20 @@ def evaluate(
     """Print the word error rate of ARTIFACT on speech; with hotwords also without them, and on their words alone."""
     from edgefuse import evaluate as evaluation
     from edgefuse.decode.search import decoding_of
-    from edgefuse.listen import load
     from edgefuse.report import rows, terminal
 
     _require_stream(second_pass=second_pass, live=live)
     if against_whole and not live:
         raise UsageError("Without chunks there is nothing to hold against whole utterances.", hint="Add: --stream")
-    if against:
-        load(against)  # what is not there is told before the work
     run = partial(evaluation.evaluate, speech=speech, decoding=decoding_of(beam, hotwords), sets=sets, tell=terminal.step)
-    found = run(artifact, live=live, second_pass=second_pass)
-    apart: tuple[Difference, ...] = ()
     if against or against_whole:
-        others = run(against or artifact, live=live and not against_whole, second_pass=second_pass and not against_whole)
-        apart = evaluation.against(found, others)
+        evaluation.require(artifact, live=live)  # what the second half of the work would refuse
+    if against_whole:
+        others = run(against or artifact, live=False, whole=True)
+    else:
+        others = run(against, live=live, second_pass=second_pass) if against else ()
+    found = run(artifact, live=live, second_pass=second_pass)
+    apart = evaluation.against(found, others) if others else ()
     if as_json:
         terminal.show_json(rows.evaluated_json(found, apart))
         return

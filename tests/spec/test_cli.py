@@ -1,16 +1,19 @@
 """The commands on their good days: each prints one thing, and the same as JSON."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgefuse import cli
-from edgefuse.lower import DeploymentGraph
+from edgefuse.errors import UsageError
+from edgefuse.lower import Chunks, DeploymentGraph
 from edgefuse.model import Encoder
 from edgefuse.model.cost import cost
 from edgefuse.packages import Need, needs, repair
+from edgefuse.pipeline import export
 from tests.conftest import a_config
 from tests.spec.conftest import FUSIONFORMER
 
@@ -155,6 +158,15 @@ def test_evaluate_says_how_far_an_artifact_is_from_another_and_its_chunks_from_w
     table = printed(capsys, "evaluate", one, "--speech", speech, "--stream", "--against-whole")
     assert "difference in points" in table
     assert f"{points:+.2f}" in table
+
+
+def test_chunks_are_not_held_against_chunks_where_there_is_no_whole_entry(capsys, whole_checkpoint, order, speech, tmp_path):
+    made = export(whole_checkpoint, tmp_path / "bundle", replace(order, seconds=(), chunks=(Chunks(640, 1280),)))
+    artifact = made.exports[0].artifact.path
+    asked = ["evaluate", str(artifact), "--speech", str(speech), "--stream"]
+    assert cli.run([*asked, "--against", str(artifact)]) == 0
+    assert cli.run([*asked, "--against-whole"]) == UsageError.exit_code
+    assert "as a whole" in capsys.readouterr().err
 
 
 def test_targets_lists_the_shelf(capsys):
