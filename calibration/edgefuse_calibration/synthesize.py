@@ -52,7 +52,7 @@ class Variety:
 
 KNOWN_VOICES = {"flite": 0.6, "espeak-ng": 0.4}  # by count; flite is closer to people
 TRAINING = Variety(
-    engines={"flite": 0.4, "espeak-ng": 0.24, "pico": 0.12, "hibari": 0.12, "piper": 0.12},
+    engines={"flite": 0.32, "espeak-ng": 0.18, "pico": 0.1, "hibari": 0.1, "piper": 0.1, "rhvoice": 0.2},
     longest_s=6.0,
     size=(0.88, 1.14),
     stretch=(0.85, 1.25),
