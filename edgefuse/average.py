@@ -1,7 +1,8 @@
 """Several checkpoints of one training become one: their weights averaged, and the batch statistics measured again.
 
 The mean of running statistics is not what the averaged network sees: its statistics have to be estimated again before it is
-folded (papers, 6.5 [I]), as stochastic weight averaging does (Izmailov et al. 2018).
+folded (papers, 6.5 [I]), as stochastic weight averaging does (Izmailov et al. 2018). Or they are averaged on purpose: of
+checkpoints that are near each other the mean may hear better, as the shipped FusionFormer does [M, its card].
 """
 
 from __future__ import annotations
@@ -20,25 +21,36 @@ from edgefuse.speech import read_speech
 from edgefuse.values import Checkpoint
 
 
-def average(places: Sequence[Path], output: Path, *, speech: Path | None = None, overwrite: bool = False) -> Checkpoint:
-    """Write the mean of checkpoints; batch statistics are those of it on `speech`.
+def average(
+    places: Sequence[Path],
+    output: Path,
+    *,
+    speech: Path | None = None,
+    average_statistics: bool = False,
+    overwrite: bool = False,
+) -> Checkpoint:
+    """Write the mean of checkpoints; batch statistics are those of it on `speech`, or the mean of theirs.
 
     Raises:
-        UsageError: checkpoints that differ in more than their weights, folded ones, fewer than two; batch statistics and no
-            speech to estimate them on.
+        UsageError: checkpoints that differ in more than their weights, folded ones, fewer than two; batch statistics, and neither
+            speech to estimate them on nor the wish to average them, or both.
     """
     if len(places) < 2:  # noqa: PLR2004 - a mean of one is that one
         raise UsageError("One checkpoint is its own average.", hint="Name two or more.")
+    if speech is not None and average_statistics:
+        raise UsageError(
+            "Batch statistics are estimated again or averaged, not both.", hint="Leave --reestimate or --average-statistics away."
+        )
     whole = [checkpoints.read(place) for place in places]
     for place, other in zip(places[1:], whole[1:], strict=True):
         _require_alike(places[0], whole[0], place, other)
     mean = averaged(whole)
     if speech is not None:
         mean = reestimated(mean, read_speech(speech))
-    elif any(name.endswith("running_var") for name in mean.weights):
+    elif not average_statistics and any(name.endswith("running_var") for name in mean.weights):
         raise UsageError(
             "The checkpoints have batch statistics, and the mean of statistics is not what the averaged network sees.",
-            hint="Say on which speech to estimate them again: --reestimate SPEECH",
+            hint="Say on which speech to estimate them again: --reestimate SPEECH; or average them too: --average-statistics",
         )
     store.write_checkpoint(output, mean, overwrite=overwrite)
     return mean

@@ -1,8 +1,8 @@
 """The speech engines: what each needs, which voices it has here, and how it speaks.
 
-The voices of espeak-ng and flite train and test (`seen`), those of pico, hibari, piper and rhvoice only train; festival only tests
-(`unseen`), with `ked_diphone`. Festival's `kal_diphone` and `slt` are left out: flite's `kal16` and `slt`, which train, are the
-same speakers.
+The voices of espeak-ng and flite train and test (`seen`), those of pico, hibari, piper and rhvoice only train; festival only
+tests (`unseen`), with `ked_diphone`. Festival's `kal_diphone` and `slt` are left out: flite's `kal16` and `slt`, which train, are
+the same speakers.
 """
 
 from __future__ import annotations
@@ -321,7 +321,9 @@ def require(engines: Sequence[Engine]) -> None:
     absentees = [(engine, parts) for engine in engines if (parts := engine.missing())]
     if absentees:
         parts = ", ".join(f"{part} ({engine.name})" for engine, parts in absentees for part in parts)
-        packages = {with_: dict.fromkeys(e.packages for e, _ in absentees if e.installer == with_) for with_ in (APT, PIP, SCRIPT)}
+        packages = {
+            with_: dict.fromkeys(e.packages for e, _ in absentees if e.installer == with_) for with_ in (APT, PIP, SCRIPT)
+        }
         commands = " && ".join(f"{with_} {' '.join(each)}" for with_, each in packages.items() if each)
         sentence = f"The corpus cannot be spoken: not installed here: {parts}."
         raise EngineMissing(sentence, hint=f"Install it with: {commands}")

@@ -79,14 +79,17 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 @click.argument("checkpoints", type=PATH, nargs=-1, required=True)
 @output_options
 @click.option("--reestimate", type=PATH, metavar="SPEECH", help="Estimate the average's batch statistics, on this speech.")
+@click.option("--average-statistics", is_flag=True, help="Average the batch statistics, too: compare both on speech of its own.")
 @verbose_option
-def average(checkpoints: tuple[Path, ...], output: Path, overwrite: bool, reestimate: Path | None) -> None:
+def average(
+    checkpoints: tuple[Path, ...], output: Path, overwrite: bool, reestimate: Path | None, average_statistics: bool
+) -> None:
     """Write the mean of the weights of CHECKPOINTS, of one training, as one checkpoint."""
     from edgefuse.average import average as run
     from edgefuse.report import terminal
 
     with terminal.step("Averaging"):
-        mean = run(checkpoints, output, speech=reestimate, overwrite=overwrite)
+        mean = run(checkpoints, output, speech=reestimate, average_statistics=average_statistics, overwrite=overwrite)
     click.echo(f"{output}: {mean.config.name}, of {len(checkpoints)} checkpoints, digest {mean.digest[:16]}")
 
 

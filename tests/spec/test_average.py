@@ -72,6 +72,15 @@ def test_a_mean_of_equal_checkpoints_is_that_checkpoint(two):
     assert averaged([one, one, one]).digest == one.digest
 
 
+def test_statistics_are_averaged_where_that_is_asked_for(two, speech, tmp_path):
+    wanted = averaged(list(map(checkpoints.read, two)))
+    assert average(two, tmp_path / "mean", average_statistics=True).digest == wanted.digest
+    assert checkpoints.read(tmp_path / "mean").digest == wanted.digest
+    with pytest.raises(UsageError, match="not both"):
+        average(two, tmp_path / "both", speech=speech, average_statistics=True)
+    assert not (tmp_path / "both").exists()
+
+
 def test_layer_norms_need_no_speech(tmp_path):
     places = [tmp_path / "one", tmp_path / "two"]
     for place in places:

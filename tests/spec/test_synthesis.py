@@ -35,8 +35,8 @@ from edgefuse_calibration.engines import (
     ESPEAK_SPEAKERS,
     FESTIVAL,
     FLITE,
-    RHVOICE,
     MEAN_F0_HZ,
+    RHVOICE,
     Engine,
     Speaking,
     finished,
@@ -223,9 +223,7 @@ def test_what_is_missing_is_installed_by_one_command_of_each_kind() -> None:
     engines = [replace(ENGINES[name], missing=lambda: ["it"]) for name in ("flite", "rhvoice", "pico", "festival", "piper")]
     with pytest.raises(EngineMissing) as raised:
         require(engines)
-    told = (
-        "apt-get install -y flite festival festvox-kdlpc16k && pip install 'edgefuse[voices]' && sh calibration/build-rhvoice"
-    )
+    told = "apt-get install -y flite festival festvox-kdlpc16k && pip install 'edgefuse[voices]' && sh calibration/build-rhvoice"
     assert raised.value.hint == f"Install it with: {told}"
 
 
