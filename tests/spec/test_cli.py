@@ -129,14 +129,15 @@ def test_evaluate_prints_the_error_rate_of_a_test_set_with_hotwords_and_without(
     artifact, texts = both.exports[0].artifact.path, [each.text for each in read_speech(speech).utterances]
     plain = parsed(capsys, "evaluate", artifact, "--speech", speech)
     assert [(each["set"], each["errors"]["words"]) for each in plain] == [("unseen", len(" ".join(texts).split()))]
-    (tmp_path / "words.txt").write_text(f"{texts[0]}\t2\n")
+    (tmp_path / "words.txt").write_text(f"{texts[1]}\t2\nwhere is pete\t2\n")  # the other says: where is peter
     without, boosted = parsed(capsys, "evaluate", artifact, "--speech", speech, "--hotwords", tmp_path / "words.txt")
-    assert (without["hotwords"], boosted["hotwords"]) == (0, 1)
-    assert boosted["on_hotwords"]["words"] == len(texts[0].split())
-    assert boosted["on_hotwords"]["wer_percent"] < without["on_hotwords"]["wer_percent"]
+    assert (without["hotwords"], boosted["hotwords"]) == (0, 2)
+    assert boosted["on_hotwords"]["words"] == len([*texts[1].split(), "where", "is"])
+    assert (without["false_hotwords"], boosted["false_hotwords"]) == (0, 1)
+    assert boosted["on_other_words"]["wer_percent"] > without["on_other_words"]["wer_percent"]
     assert boosted["errors"]["words"] == boosted["on_hotwords"]["words"] + boosted["on_other_words"]["words"]
     table = printed(capsys, "evaluate", artifact, "--speech", speech, "--hotwords", tmp_path / "words.txt", "--set", "unseen")
-    assert "beam 8, 1 hotwords" in table
+    assert "beam 8, 2 hotwords" in table
     live = parsed(capsys, "evaluate", artifact, "--speech", speech, "--stream")
     assert live[0]["errors"]["words"] == plain[0]["errors"]["words"]
     assert live != plain  # chunks hear less
