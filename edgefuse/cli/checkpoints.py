@@ -84,7 +84,7 @@ def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output
 def average(
     checkpoints: tuple[Path, ...], output: Path, overwrite: bool, reestimate: Path | None, average_statistics: bool
 ) -> None:
-    """Write the mean of the weights of CHECKPOINTS, of one training, as one checkpoint."""
+    """Write the mean of the weights of CHECKPOINTS, of one training or of some that began alike, as one checkpoint."""
     from edgefuse.average import average as run
     from edgefuse.report import terminal
 
