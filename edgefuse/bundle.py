@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +330,7 @@ def _entry_to_json(artifact: Artifact, name: str) -> dict[str, Any]:
         "chunk_frames": how.chunk,
         "left_context_frames": how.left,
         "frame_ms": how.frame_ms,
-        "look_ahead_frames": 0,
+        "look_ahead_frames": how.ahead,
         "overlap_samples": how.overlap,
         "states": dict(how.states),
         "held": list(how.held),
@@ -393,6 +393,7 @@ def _streaming(fields: Mapping[str, Any]) -> Streaming:
         states=fields["states"],
         held=tuple(fields["held"]),
         overlap=fields["overlap_samples"],
+        ahead=fields["look_ahead_frames"],
     )
 
 

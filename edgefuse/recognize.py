@@ -170,13 +170,13 @@ class Stream:
         self._answers = [spec for spec in artifact.outputs[entry] if spec.name not in self._renewed.values()]
         self._states = {spec.name: np.zeros(spec.shape, np.float32) for spec in states}
         self._lead = self._intake.lead  # what an utterance has before its first encoder frame, until that has come
-        self._ended = False
-        self.frames = capacity(artifact.inputs[entry])
+        self._most = self.window = capacity(artifact.inputs[entry])  # encoder frames of the next piece, and of any
+        self.frames = streaming.chunk if streaming else self.window
 
     @property
     def takes(self) -> int:
         """How many features, or samples, fill the next piece; the first may be longer than the others."""
-        return self._lead + self.frames * self._intake.per_frame
+        return self._lead + self.window * self._intake.per_frame
 
     @property
     def has(self) -> int:
@@ -184,12 +184,15 @@ class Stream:
         return self._intake.lead - self._lead
 
     def pieces(self, heard: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """A whole utterance cut for `run`; the last piece may be short, or empty."""
-        starts = [0, *range(self.takes, len(heard), self.frames * self._intake.per_frame), len(heard)]
-        return [heard[start:end] for start, end in itertools.pairwise(starts)]
+        """A whole utterance cut for `run`, each piece with what is ahead of it; the last ones may be short, or empty."""
+        hop, ahead = (frames * self._intake.per_frame for frames in (self.frames, self.window - self.frames))
+        ends = [0, *range(self._lead + hop, len(heard), hop), len(heard)]
+        return [heard[start : end + ahead] for start, end in itertools.pairwise(ends)]
 
     def accept(self, heard: NDArray[np.float32], padding: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Logits (T, vocabulary_size) of the next features (T', mel_bins) or samples (N,); fewer than it `takes` end it.
+
+        What is ahead of the chunk comes again with the next one, to the end of the utterance too.
 
         Raises:
             UsageError: more than the entry takes at once, or something behind the end; the utterance is as it was.
@@ -204,7 +207,7 @@ class Stream:
             raise UsageError(f"{self._entry} takes {self._heard.name} up to {most}, not {heard.shape}.")
         if frames == 0:
             return {spec.name: np.zeros((0, *spec.shape[2:]), np.float32) for spec in self._answers}
-        if self._ended:
+        if frames > self._most:
             raise UsageError("The utterance has ended: its last chunk was not full.", hint="Begin the next one.")
         states, piece = self._begun(heard)
         given = np.zeros(self._heard.shape, np.float32) if padding is None else padding.reshape(self._heard.shape).copy()
@@ -212,7 +215,8 @@ class Stream:
         length = np.full(self._length.shape, len(piece) // self._intake.per_length, np.float32)
         outputs = self._session.run(self._entry, {self._heard.name: given, self._length.name: length, **states})
         self._lead = 0 if OVERLAP in states else self._lead
-        self._ended = frames < self.frames
+        self._most = self.window if frames == self.window else max(0, frames - self.frames)
+        frames = min(frames, self.frames)
         self._states = {name: np.array(outputs[renewed]) for name, renewed in self._renewed.items()}
         return {spec.name: np.array(outputs[spec.name])[0, : frames * (spec.shape[1] // self.frames)] for spec in self._answers}
 

@@ -148,7 +148,7 @@ class Recognizer:
 
     @property
     def chunk_samples(self) -> int:
-        """How many samples fill a chunk; pieces of any other size are taken as well."""
+        """How many samples fill a chunk; pieces of any other size are taken as well. What is ahead of it is not counted."""
         return self._stream.frames * self._loaded.bundle.config.reduction * self._loaded.bundle.frontend.spec.hop_samples
 
     def accept(self, pcm: NDArray[np.float32] | NDArray[np.int16]) -> str:
@@ -162,9 +162,9 @@ class Recognizer:
         self._require_unfinished()
         began = time.perf_counter_ns()
         self._hear(samples)
-        hop = self._intake.count(self._stream.frames)
-        while len(self._heard) >= hop:
-            self._answer(hop)
+        window = self._intake.count(self._stream.window)
+        while len(self._heard) >= window:
+            self._answer(window)
             self.latency_ns.append(time.perf_counter_ns() - began)
             began = time.perf_counter_ns()
         return self.text

@@ -70,7 +70,7 @@ def to_fold(
             hint="Say on which speech they are estimated again: --reestimate SPEECH",
         )
     if speech is not None:
-        context = Context(*chunks.frames(checkpoint.config.frame_ms)) if chunks else FULL
+        context = chunks.context(checkpoint.config.frame_ms) if chunks else FULL
         checkpoint = reestimated(checkpoint, speech, context)
     return checkpoint, Origin(whole.digest, whole.config.layers, speech.digest if speech else "") if is_cut else None
 

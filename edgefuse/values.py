@@ -137,13 +137,14 @@ class Streaming:
     """How an entry goes on from chunk to chunk.
 
     Attributes:
-        chunk: encoder frames that it takes at once.
+        chunk: encoder frames that it answers at once.
         left: encoder frames before the chunk that its attention sees.
         frame_ms: one encoder frame, in milliseconds.
         states: name of an input to the name of the output that holds it for the next chunk; an utterance begins with zeros.
         held: names of the caches that the artifact holds itself: it then serves one utterance at a time.
         overlap: samples of the utterance that its `overlap` begins with instead, and behind which its chunks come; 0 where it
             has none, because features are fed.
+        ahead: encoder frames behind the chunk that it takes with it, and that come again with the next.
     """
 
     chunk: int
@@ -152,11 +153,17 @@ class Streaming:
     states: Mapping[str, str]
     held: tuple[str, ...] = ()
     overlap: int = 0
+    ahead: int = 0
 
     @property
     def chunk_ms(self) -> int:
-        """How much speech it takes at once."""
+        """How much speech it answers at once."""
         return self.chunk * self.frame_ms
+
+    @property
+    def look_ahead_ms(self) -> int:
+        """How much speech behind the chunk it waits for."""
+        return self.ahead * self.frame_ms
 
     @property
     def left_context_ms(self) -> int:

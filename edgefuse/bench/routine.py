@@ -147,6 +147,12 @@ def _require_each(bundles: Sequence[Bundle], targets: Sequence[str], entries: Se
             )
 
 
+def _answered_ms(artifact: Artifact, entry: str) -> int:
+    """How much speech a call of an entry answers."""
+    how, specs = artifact.streaming.get(entry), artifact.inputs[entry]
+    return how.chunk_ms if how else capacity(specs) * intake_of(specs).frame_ms
+
+
 def _name(bundle: Bundle) -> str:
     return bundle.folder.resolve().name
 
@@ -158,7 +164,7 @@ def _candidate(name: str, bundle: Bundle, export: Export, mode: Mode, entry: str
         target=artifact.target,
         precision=artifact.precision,
         entry=entry,
-        audio_ms=capacity(artifact.inputs[entry]) * intake_of(artifact.inputs[entry]).frame_ms,
+        audio_ms=_answered_ms(artifact, entry),
         streaming=mode.streaming is not None,
         checkpoint=bundle.checkpoint,
         folded=bundle.folded,

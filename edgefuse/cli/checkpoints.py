@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from edgefuse.cli.options import (
     PATH,
     architecture_option,
+    chunk_options,
     depth_options,
     json_option,
-    left_context_option,
     output_options,
     verbose_option,
 )
+
+if TYPE_CHECKING:
+    from edgefuse.lower import Chunks
 
 
 @click.command()
@@ -38,8 +41,7 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 @click.argument("checkpoint", type=PATH)
 @output_options
 @depth_options
-@click.option("--chunk-ms", type=float, help="Estimate them in chunks of so long.")
-@left_context_option
+@chunk_options("Estimate them in chunks of so long.")
 @verbose_option
 def fold(
     checkpoint: Path,
@@ -47,15 +49,12 @@ def fold(
     overwrite: bool,
     depth: int | None,
     reestimate: Path | None,
-    chunk_ms: float | None,
-    left_context_ms: float,
+    chunks: Chunks | None,
 ) -> None:
     """Fold every norm of CHECKPOINT into its neighbours, in float64, and write the folded model."""
-    from edgefuse.lower import Chunks
     from edgefuse.refold import refold
     from edgefuse.report import rows, terminal
 
-    chunks = None if chunk_ms is None else Chunks(chunk_ms, left_context_ms)
     with terminal.step("Folding"):
         folded, exact = refold(checkpoint, output, depth=depth, speech=reestimate, chunks=chunks, overwrite=overwrite)
     click.echo(rows.fold_line(folded, exact, output))

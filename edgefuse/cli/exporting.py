@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +12,9 @@ from edgefuse.cli.budgets import require_kept, show_budget
 from edgefuse.cli.options import (
     PATH,
     Command,
+    chunk_options,
     depth_options,
     json_option,
-    left_context_option,
     output_options,
     precision_of,
     precision_option,
@@ -23,6 +24,9 @@ from edgefuse.cli.options import (
 )
 from edgefuse.errors import GateFailed
 from edgefuse.values import INPUTS, Input
+
+if TYPE_CHECKING:
+    from edgefuse.lower import Chunks
 
 
 def bars_option(command: Command) -> Command:
@@ -38,12 +42,9 @@ def bars_option(command: Command) -> Command:
 @precision_option
 @click.option("--calibration", type=PATH, metavar="SPEECH", help="Where a scheme's ranges come from; or ranges taken from it.")
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance; may be given several times.  [default: 5.12]")
-@click.option(
-    "--chunk-ms",
-    type=float,
-    help="Stream, in chunks of so long; with --seconds, both in one artifact, of a cascade with a second pass for each length.",
+@chunk_options(
+    "Stream, in chunks of so long; with --seconds, both in one artifact, of a cascade with a second pass for each length."
 )
-@left_context_option
 @click.option(
     "--state",
     type=click.Choice(("explicit", "held")),
@@ -68,8 +69,7 @@ def export(
     precision: str,
     calibration: Path | None,
     seconds: tuple[float, ...],
-    chunk_ms: float | None,
-    left_context_ms: float,
+    chunks: Chunks | None,
     state: str,
     hears: Input,
     depth: int | None,
@@ -87,7 +87,7 @@ def export(
     from edgefuse.pipeline import export as run
     from edgefuse.report import rows, terminal
 
-    shapes = shapes_of(seconds, chunk_ms, left_context_ms, held=state == "held")
+    shapes = shapes_of(seconds, chunks, held=state == "held")
     moved, picture = _bars(bars), _picture(precision)
     order = Order(
         chosen, precision_of(precision), *shapes, hears, speech, baseline, calibration, moved, picture, depth, reestimate

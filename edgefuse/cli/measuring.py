@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgefuse.cli.budgets import require_kept, show_budget
 from edgefuse.cli.options import (
     PATH,
+    chunk_options,
     json_option,
-    left_context_option,
     precision_of,
     precision_option,
     shapes_of,
@@ -20,6 +21,9 @@ from edgefuse.cli.options import (
     verbose_option,
 )
 from edgefuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgefuse.lower import Chunks
 
 
 @click.command()
@@ -153,8 +157,7 @@ def profile(bundle: Path, targets: tuple[str, ...], as_json: bool) -> None:
 @click.option("--preset", default="small", show_default=True, help="tiny, small or base.")
 @precision_option
 @click.option("--seconds", type=float, multiple=True, help="Longest utterance.  [default: 5.12, without --chunk-ms]")
-@click.option("--chunk-ms", type=float, help="Time chunks of so long.")
-@left_context_option
+@chunk_options("Time chunks of so long.", ahead=False)
 @click.option("--target", "-t", "targets", multiple=True, help="See `edgefuse targets`; may be given several times.")
 @click.option("--all", "every", is_flag=True, help="Every target.")
 @click.option("--threads", type=int, default=1, show_default=True)
@@ -165,8 +168,7 @@ def ablation(
     preset: str,
     precision: str,
     seconds: tuple[float, ...],
-    chunk_ms: float | None,
-    left_context_ms: float,
+    chunks: Chunks | None,
     targets: tuple[str, ...],
     every: bool,
     threads: int,
@@ -182,10 +184,10 @@ def ablation(
     from edgefuse.bench.turns import Turns
     from edgefuse.report import rows, terminal
 
-    lengths, chunks = shapes_of(seconds, chunk_ms, left_context_ms)
+    lengths, streams = shapes_of(seconds, chunks)
     turns = Turns(rounds=rounds, threads=threads)
     asked = precision_of(precision)
-    measured = compare(preset, chosen, turns, precision=asked, seconds=lengths, chunks=chunks, tell=terminal.step)
+    measured = compare(preset, chosen, turns, precision=asked, seconds=lengths, chunks=streams, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.comparisons_json(measured))
     else:

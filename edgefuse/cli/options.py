@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,10 +54,30 @@ def precision_option(command: Command) -> Command:
     return click.option("--precision", metavar="NAME|FILE", default="fp32", show_default=True, help=told)(command)
 
 
-def left_context_option(command: Command) -> Command:
-    """`--left-context-ms`, beside every `--chunk-ms`."""
-    told = "The past that a chunk sees."
-    return click.option("--left-context-ms", type=float, default=2560, show_default=True, help=told)(command)
+def chunk_options(told: str, *, ahead: bool = True) -> Callable[[Command], Command]:
+    """`--chunk-ms` and what belongs to it, which the command gets as its `chunks`: None without `--chunk-ms`."""
+
+    def add(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*, chunk_ms: float | None, left_context_ms: float, look_ahead_ms: float = 0, **others: object) -> None:
+            command(chunks=_chunks(chunk_ms, left_context_ms, look_ahead_ms), **others)
+
+        if ahead:
+            later = "The future that a chunk sees and waits for."
+            run = click.option("--look-ahead-ms", type=float, default=0, show_default=True, help=later)(run)
+        past = "The past that a chunk sees."
+        run = click.option("--left-context-ms", type=float, default=2560, show_default=True, help=past)(run)
+        return click.option("--chunk-ms", type=float, help=told)(run)
+
+    return add
+
+
+def _chunks(chunk_ms: float | None, left_context_ms: float, look_ahead_ms: float) -> Chunks | None:
+    from edgefuse.lower import Chunks
+
+    if chunk_ms is None and look_ahead_ms:
+        raise UsageError("Whole utterances have no look-ahead.", hint="Stream, for example with: --chunk-ms 640")
+    return None if chunk_ms is None else Chunks(chunk_ms, left_context_ms, look_ahead_ms=look_ahead_ms)
 
 
 def architecture_option(command: Command) -> Command:
@@ -85,17 +107,16 @@ def targets_of(chosen: tuple[str, ...], *, every: bool) -> tuple[str, ...]:
 
 
 def shapes_of(
-    seconds: tuple[float, ...], chunk_ms: float | None, left_context_ms: float, *, held: bool = False
+    seconds: tuple[float, ...], chunks: Chunks | None, *, held: bool = False
 ) -> tuple[tuple[float, ...], tuple[Chunks, ...]]:
     """The lengths and the chunks that were asked for; without either, one length."""
-    from edgefuse.lower import Chunks
     from edgefuse.pipeline import SECONDS
 
-    if held and chunk_ms is None:
+    if held and chunks is None:
         raise UsageError("Without a stream there are no caches to hold.", hint="Stream, for example with: --chunk-ms 640")
-    if chunk_ms is None:
+    if chunks is None:
         return seconds or SECONDS, ()
-    return seconds, (Chunks(chunk_ms, left_context_ms, held),)
+    return seconds, (replace(chunks, held=held),)
 
 
 def precision_of(told: str) -> Precision | Scheme:

@@ -10,8 +10,8 @@ import click
 from edgefuse.cli.options import (
     PATH,
     Command,
+    chunk_options,
     json_option,
-    left_context_option,
     output_options,
     precision_of,
     shapes_of,
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 def trying_options(command: Command) -> Command:
     """What schemes are calibrated and tried on, and with which shape."""
-    command = left_context_option(command)
-    command = click.option("--chunk-ms", type=float, help="In chunks of so long, not whole utterances.")(command)
+    command = chunk_options("In chunks of so long, not whole utterances.")(command)
     told = "Of whole utterances."
     command = click.option("--seconds", type=float, default=5.12, show_default=True, help=told)(command)
     told = "Speech to try schemes on.  [default: every third utterance of the calibration, which is not calibrated on then]"
@@ -41,8 +40,7 @@ def trying_options(command: Command) -> Command:
 @click.argument("checkpoint", type=PATH)
 @click.option("--speech", type=PATH, required=True, help="A folder of speech with its manifest; never one that is tested on.")
 @click.option("--seconds", type=float, multiple=True, help="Of whole utterances, if not only of chunks.")
-@click.option("--chunk-ms", type=float, help="Of chunks of so long, with their real caches.")
-@left_context_option
+@chunk_options("Of chunks of so long, with their real caches.")
 @output_options
 @verbose_option
 @json_option
@@ -50,8 +48,7 @@ def calibrate(
     checkpoint: Path,
     speech: Path,
     seconds: tuple[float, ...],
-    chunk_ms: float | None,
-    left_context_ms: float,
+    chunks: Chunks | None,
     output: Path,
     overwrite: bool,
     as_json: bool,
@@ -60,9 +57,7 @@ def calibrate(
     from edgefuse.pipeline import calibrate as run
     from edgefuse.report import rows, terminal
 
-    seen = run(
-        checkpoint, speech, output, *shapes_of(seconds, chunk_ms, left_context_ms), overwrite=overwrite, tell=terminal.step
-    )
+    seen = run(checkpoint, speech, output, *shapes_of(seconds, chunks), overwrite=overwrite, tell=terminal.step)
     if as_json:
         terminal.show_json(rows.calibration_json(seen))
     else:
@@ -83,8 +78,7 @@ def sensitivity(
     calibration: Path,
     speech: Path | None,
     seconds: float,
-    chunk_ms: float | None,
-    left_context_ms: float,
+    chunks: Chunks | None,
     picture: Path | None,
     as_json: bool,
 ) -> None:
@@ -98,7 +92,7 @@ def sensitivity(
 
         if not picture.parent.is_dir():
             raise UsageError(f"There is no folder {picture.parent}.", hint="Make it first, or name another --picture.")
-    inquiry = Inquiry(checkpoint, target, calibration, speech, *_shape(seconds, chunk_ms, left_context_ms))
+    inquiry = Inquiry(checkpoint, target, calibration, speech, *_shape(seconds, chunks))
     costs = run(inquiry, _scheme(precision), terminal.step)
     if picture is not None:
         draw_sensitivity(picture, costs.parts)
@@ -124,8 +118,7 @@ def search(
     calibration: Path,
     speech: Path | None,
     seconds: float,
-    chunk_ms: float | None,
-    left_context_ms: float,
+    chunks: Chunks | None,
     max_wer_loss: float | None,
     max_latency_ms: float | None,
     max_mb: float | None,
@@ -140,7 +133,7 @@ def search(
     from edgefuse.search import SCHEME
     from edgefuse.search import search as run
 
-    inquiry = Inquiry(checkpoint, target, calibration, speech, *_shape(seconds, chunk_ms, left_context_ms))
+    inquiry = Inquiry(checkpoint, target, calibration, speech, *_shape(seconds, chunks))
     bounds = Bounds(max_wer_loss, max_latency_ms, max_mb)
     found = run(inquiry, output, bounds, resume=resume, tell=terminal.step)
     if as_json:
@@ -158,8 +151,6 @@ def _scheme(told: str) -> Scheme:
     return found
 
 
-def _shape(seconds: float, chunk_ms: float | None, left_context_ms: float) -> tuple[float | None, Chunks | None]:
+def _shape(seconds: float, chunks: Chunks | None) -> tuple[float | None, Chunks | None]:
     """One length, or else one kind of chunk."""
-    from edgefuse.lower import Chunks
-
-    return (seconds, None) if chunk_ms is None else (None, Chunks(chunk_ms, left_context_ms))
+    return (seconds if chunks is None else None), chunks

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edgefuse.frontend.intake import LEAD, of_samples
 from edgefuse.frontend.log_mel import FrontendSpec, mel_filters, povey_window, preemphasize
+from edgefuse.model.config import FEATURE_HOP_MS
 
 LONGEST = 6000  # encoder frames: float32 errs by 1.2e-7 of so many, which is less than half a sample
 
@@ -67,16 +68,16 @@ class PcmGraph(nn.Module):
     before: Tensor
     frames_per_sample: Tensor
 
-    def __init__(self, front_end: LogMel, network: nn.Module, frame_ms: int) -> None:
-        """Put a front end before a graph that hears features; both are shared, not copied."""
+    def __init__(self, front_end: LogMel, network: nn.Module, frame_ms: int, ahead: int = 0) -> None:
+        """Put a front end before a graph that hears features; both are shared, not copied. `ahead` counts encoder frames."""
         super().__init__()
-        self.front_end, self.network, self.frame_ms = front_end, network, frame_ms
+        self.front_end, self.network, self.frame_ms, self.ahead = front_end, network, frame_ms, ahead
         self.register_buffer("before", torch.tensor([self.LEAD - 0.5]))  # half a sample keeps rounding off the whole numbers
         self.register_buffer("frames_per_sample", torch.tensor([1 / of_samples(frame_ms).per_frame]))
 
     def around(self, network: nn.Module) -> "PcmGraph":
         """The same front end before another graph."""
-        return type(self)(self.front_end, network, self.frame_ms)
+        return type(self)(self.front_end, network, self.frame_ms, self.ahead)
 
     def forward(self, samples: Tensor, length: Tensor) -> tuple[Tensor, ...]:
         """Logits and features of one utterance; what comes of the samples behind `length` is meaningless."""
@@ -89,12 +90,13 @@ class PcmGraph(nn.Module):
 
 
 class PcmStreamingGraph(PcmGraph):
-    """samples (1, 640 chunk), length (1,), overlap (1, 240), caches -> logits, features, overlap and caches for the next chunk.
+    """samples (1, 640 window), length (1,), overlap (1, 240), caches -> logits, features, overlap and caches for the next chunk.
 
-    What else the network answers, of a cascade what its second pass wants, stands between logits and features.
+    The window is the chunk and what is ahead of it; the features are those of the chunk. What else the network answers, of a
+    cascade what its second pass wants, stands between logits and features.
 
-    An utterance begins with its first 240 samples in `overlap`, and the first chunk is what comes behind them; so no frame waits
-    for a chunk that is not there yet, and `length` counts samples of the chunk alone.
+    An utterance begins with its first 240 samples in `overlap`, and the first window is what comes behind them; so no frame waits
+    for a chunk that is not there yet, and `length` counts samples of the window alone.
     """
 
     LEAD = 0
@@ -106,7 +108,10 @@ class PcmStreamingGraph(PcmGraph):
         features = self.front_end(heard)
         given = self.network(features, self._frames(length), *inner)
         answered = len(given) - len(inner)
-        return *given[:answered], features, heard[:, samples.shape[1] :], *given[answered:]
+        chunk = samples.shape[1] - self.ahead * of_samples(self.frame_ms).per_frame
+        if self.ahead:
+            features = features[:, : features.shape[1] - self.ahead * self.frame_ms // FEATURE_HOP_MS]
+        return *given[:answered], features, heard[:, chunk : chunk + LEAD], *given[answered:]
 
 
 def _spectrum(spec: FrontendSpec) -> Tensor:

@@ -12,7 +12,8 @@ The utterance may be shorter than the graph: `length` hides the keys behind its 
 nothing else of the padding can reach a valid frame.
 
 A chunk has caches beside it, one tensor per layer and kind, each given back as the next chunk wants it. Keys are cached without
-their positions, which count from the first frame of the chunk and so move with every chunk.
+their positions, which count from the first frame of the chunk and so move with every chunk. Frames that are ahead of the chunk
+are computed with it and leave nothing in a cache: they come again.
 
 Blocks that are one and the same in the encoder are one module here, so that every runtime stores their weights once.
 """
@@ -122,9 +123,7 @@ class _Network(nn.Module):
         made: dict[Block, int] = {}
         self.order = [made.setdefault(block, len(made)) for block, _ in layers]
         places = [self.order.index(number) for number in range(len(made))]
-        self.blocks = nn.ModuleList(
-            [_Block(layers[i][0], positions_within(encoder.table, owns[i], self.contexts[i]), shapes[i], owns[i]) for i in places]
-        )
+        self.blocks = nn.ModuleList([_Block(layers[i][0], encoder.table, shapes[i], owns[i], self.contexts[i]) for i in places])
         kinds: dict[tuple[Context, int, int, bool], int] = {}
         self.hiding: list[int | None] = []
         for shape, own, sees in zip(shapes, owns, self.contexts, strict=True):
@@ -184,37 +183,46 @@ class SecondPassGraph(_Network):
 
 
 class StreamingGraph(_Network):
-    """features (1, reduction chunk, mels), length (1,), caches -> logits (1, chunk, vocabulary_size), caches for the next chunk.
+    """features (1, reduction window, mels), length (1,), caches -> logits (1, chunk, vocabulary_size), caches for the next chunk.
 
-    The caches, all zeros at the start of an utterance: `past` (1,), how many encoder frames have been spoken by now, up to the
-    left context; the last feature frames (1, subsampling - 1, mels); and those of each block, as `caches_of` says. After a
-    chunk that is shorter than the graph, the last one, the caches are meaningless. The first pass of a cascade also gives what
-    the second one wants, (1, chunk, d), behind its logits.
+    The window is the chunk and what is ahead of it. The caches, all zeros at the start of an utterance: `past` (1,), how many
+    encoder frames have been spoken by now, up to the left context; the last feature frames (1, subsampling - 1, mels); and
+    those of each block, as `caches_of` says. After a chunk that is shorter than the graph, the last one, the caches are
+    meaningless. The first pass of a cascade also gives what the second one wants, (1, chunk, d), behind its logits.
     """
 
     step: Tensor
 
-    def __init__(self, encoder: Encoder, chunk: int, left: int) -> None:
-        """Build it from an encoder for chunks after a past, both in encoder frames; weights are shared, not copied."""
+    def __init__(self, encoder: Encoder, context: Context) -> None:
+        """Build it from an encoder for chunks after a limited past; weights are shared, not copied."""
         super().__init__()
-        self.left = left
+        assert context.chunk is not None and context.left is not None, "a step has a chunk and a past"  # noqa: S101, PT018 - the callers' duty
+        self.chunk, self.left, self.ahead = context.chunk, context.left, context.ahead
+        self.features_ahead = context.ahead * encoder.config.reduction
         self.subsampling = _Subsampling(encoder.subsampling)
-        self._lay(encoder, encoder.first_pass, chunk, Context(chunk, left))
+        self._lay(encoder, encoder.first_pass, context.window, context)
         self.head = _first_head(encoder)
         self.is_first_pass = encoder.config.second_pass > 0
-        self.register_buffer("step", torch.tensor([float(chunk)]))
+        self.register_buffer("step", torch.tensor([float(self.chunk)]))
 
     def forward(self, features: Tensor, length: Tensor, past: Tensor, history: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """Logits of one chunk, those behind `length` meaningless, and the next caches in the order of the given ones."""
         hidden = self.hide(length, past)
         frames = torch.cat((history, features), dim=1)
         x = self.subsampling(frames)
-        following = [torch.clamp(past + self.step, 0.0, float(self.left)), frames[:, -self.subsampling.history :]]
+        history = _renewed(frames, features.shape[1], self.features_ahead)
+        following = [torch.clamp(past + self.step, 0.0, float(self.left)), history]
         for block, hiding in self.layers():
             own, caches = caches[: block.caches], caches[block.caches :]
             x, *renewed = block.stream(x, None if hiding is None else hidden[hiding], *own)
             following += renewed
+        x = x[:, : self.chunk] if self.ahead else x
         return (self.head(x), *((x,) if self.is_first_pass else ()), *following)
+
+
+def _renewed(cached: Tensor, fresh: int, ahead: int) -> Tensor:
+    """A cache behind which `fresh` frames stand, the last of them `ahead` of the chunk, as the next chunk wants it."""
+    return cached[:, fresh - ahead : cached.shape[1] - ahead]
 
 
 class _Head(nn.Module):
@@ -265,14 +273,14 @@ class _Subsampling(nn.Module):
 class _Block(nn.Module):
     attention: "_Attention | _Performer"
 
-    def __init__(self, source: Block, table: Tensor, shape: BlockShape, frames: int) -> None:
+    def __init__(self, source: Block, table: Tensor, shape: BlockShape, frames: int, context: Context) -> None:
         super().__init__()
         self.macaron, self.feed_forward = _FeedForward(source.macaron), _FeedForward(source.feed_forward)
         self.stride, self.attends = shape.stride, source.attends
         if self.attends:
             self.norm_attention = _norm(source.norm_attention)
-            self.attention = _attention(source.attention, table, frames)
-        self.convolution = _Convolution(source.convolution)
+            self.attention = _attention(source.attention, positions_within(table, frames, context), frames, context.ahead)
+        self.convolution = _Convolution(source.convolution, context.ahead // shape.stride)
         self.norm_final = _norm(source.norm_final)
         self.half_step = source.half_step
         self.sum1, self.sum2, self.sum3, self.sum4 = (Point(line="residual") for _ in range(4))
@@ -336,8 +344,9 @@ class _Attention(nn.Module):
     bias: Tensor
     u: Tensor
 
-    def __init__(self, source: Attention, table: Tensor) -> None:
+    def __init__(self, source: Attention, table: Tensor, ahead: int) -> None:
         super().__init__()
+        self.ahead = ahead
         self.query, self.key, self.value, self.output = (
             _linear(layer) for layer in (source.query, source.key, source.value, source.output)
         )
@@ -360,10 +369,11 @@ class _Attention(nn.Module):
         return self._attend(x, self.keys(self.key(self.input(x))), self.values(self.value(self.input(x))), hidden)
 
     def stream(self, x: Tensor, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for a chunk, over the cached keys and values (1, left, d) as well: the mix, and both caches renewed."""
+        """The same for a window, over the cached keys and values (1, left, d) as well: the mix, and both caches renewed."""
         keys = torch.cat((keys, self.keys(self.key(self.input(x)))), dim=1)
         values = torch.cat((values, self.values(self.value(self.input(x)))), dim=1)
-        return self._attend(x, keys, values, hidden), keys[:, x.shape[1] :], values[:, x.shape[1] :]
+        past_keys, past_values = (_renewed(each, x.shape[1], self.ahead) for each in (keys, values))
+        return self._attend(x, keys, values, hidden), past_keys, past_values
 
     def _attend(self, x: Tensor, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
         if self.relative:
@@ -386,8 +396,8 @@ class _Attention(nn.Module):
         return x.reshape(x.shape[1], self.heads, self.head_dimension).transpose(0, 1)
 
 
-def _attention(source: Attention | Performer, table: Tensor, frames: int) -> "_Attention | _Performer":
-    return _Performer(source, frames) if isinstance(source, Performer) else _Attention(source, table)
+def _attention(source: Attention | Performer, table: Tensor, frames: int, ahead: int) -> "_Attention | _Performer":
+    return _Performer(source, frames, ahead) if isinstance(source, Performer) else _Attention(source, table, ahead)
 
 
 class _Performer(nn.Module):
@@ -400,8 +410,9 @@ class _Performer(nn.Module):
     offset: Tensor
     ones: Tensor
 
-    def __init__(self, source: Performer, frames: int) -> None:
+    def __init__(self, source: Performer, frames: int, ahead: int) -> None:
         super().__init__()
+        self.chunk, self.ahead = frames - ahead, ahead
         self.query, self.key, self.value, self.output = (
             _linear(layer) for layer in (source.query, source.key, source.value, source.output)
         )
@@ -413,17 +424,23 @@ class _Performer(nn.Module):
         self.register_buffer("ones", torch.ones(self.heads, frames, 1))
 
     def forward(self, x: Tensor, counted: Tensor) -> Tensor:
-        return self._answer(x, self._sums(x, counted * self.share))
+        keys, values = self._counted(x, counted * self.share)
+        return self._answer(x, torch.bmm(keys, values))
 
     def stream(self, x: Tensor, counted: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for a chunk, after the cached S' (H, d_k, d_k + 1) of all before; and S' with the chunk's."""
-        sums = sums + self._sums(x, counted)
-        return self._answer(x, sums), sums
+        """The same for a window, after the cached S' (H, d_k, d_k + 1) of all before; and S' with the chunk's."""
+        keys, values = self._counted(x, counted)
+        if not self.ahead:
+            sums = sums + torch.bmm(keys, values)
+            return self._answer(x, sums), sums
+        sums = sums + torch.bmm(keys[:, :, : self.chunk], values[:, : self.chunk])
+        return self._answer(x, sums + torch.bmm(keys[:, :, self.chunk :], values[:, self.chunk :])), sums
 
-    def _sums(self, x: Tensor, counted: Tensor) -> Tensor:
+    def _counted(self, x: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """phi(k) as (H, d_k, T), of the keys that count, and (v, 1) as (H, T, d_k + 1)."""
         k = self._phi(self.keys(self.key(self.input(x)))) * counted.transpose(1, 2)
         v = torch.cat((self._split(self.values(self.value(self.input(x)))), self.ones), dim=2)
-        return torch.bmm(self._split(k).transpose(1, 2), v)
+        return self._split(k).transpose(1, 2), v
 
     def _answer(self, x: Tensor, sums: Tensor) -> Tensor:
         both = torch.bmm(self._split(self._phi(self.queries(self.query(self.input(x))))), sums)
@@ -442,8 +459,9 @@ class _Performer(nn.Module):
 class _Convolution(nn.Module):
     silence: Tensor
 
-    def __init__(self, source: Convolution) -> None:
+    def __init__(self, source: Convolution, ahead: int) -> None:
         super().__init__()
+        self.ahead = ahead
         self.norm, self.gate, self.activation = _norm(source.norm), source.gate, source.activation
         self.pointwise1, self.pointwise2 = _linear(source.pointwise1), _linear(source.pointwise2)
         self.depthwise = _as_conv2d(source.depthwise.conv)
@@ -458,9 +476,9 @@ class _Convolution(nn.Module):
         return self.stream(x, self.silence)[0]
 
     def stream(self, x: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for a chunk, after the last inputs of the depthwise convolution (1, kernel - 1, w); and these renewed."""
+        """The same for a window, after the last inputs of the depthwise convolution (1, kernel - 1, w); and these renewed."""
         inputs = torch.cat((inputs, self._inputs(x)), dim=1)
-        return self._convolve(inputs), inputs[:, x.shape[1] :]
+        return self._convolve(inputs), _renewed(inputs, x.shape[1], self.ahead)
 
     def _inputs(self, x: Tensor) -> Tensor:
         return self.gated(self.gate(self.expanded(self.pointwise1(self.input(self.norm(x))))))  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from edgefuse.lower.graph import DeploymentGraph, SecondPassGraph, StreamingGrap
 from edgefuse.lower.held import HeldGraph
 from edgefuse.model import Encoder
 from edgefuse.model.config import FEATURE_HOP_MS, BlockShape, EncoderConfig
+from edgefuse.model.streaming import Context
 from edgefuse.values import ENCODED, SECOND, Checkpoint, Entry, FoldedModel, Input, Precision, Program, Streaming, TensorSpec
 
 LONGEST_FP16 = 2048  # encoder frames: every whole number up to here is exact in half precision, as `length` must be
@@ -22,7 +23,7 @@ NEXT = "_next"  # behind the name of a cache: the output that holds it for the n
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """A streaming entry that is wanted, in milliseconds: what it takes at once, and the past that it sees.
+    """A streaming entry that is wanted, in milliseconds: what it answers at once, and the past and the future that it sees.
 
     `held` leaves its caches inside the artifact; else they are inputs and outputs.
     """
@@ -30,13 +31,15 @@ class Chunks:
     chunk_ms: float
     left_context_ms: float
     held: bool = False
+    look_ahead_ms: float = 0
 
-    def frames(self, frame_ms: int) -> tuple[int, int]:
-        """Both in whole encoder frames of so many milliseconds; a `UsageError` if there are none."""
-        told = f"A left context of {self.left_context_ms} ms"
-        return (
+    def context(self, frame_ms: int) -> Context:
+        """All in whole encoder frames of so many milliseconds; a `UsageError` where there are none, but for the look-ahead."""
+        past, ahead = f"A left context of {self.left_context_ms} ms", f"A look-ahead of {self.look_ahead_ms} ms"
+        return Context(
             _whole_frames(self.chunk_ms, frame_ms, f"A chunk of {self.chunk_ms} ms", "--chunk-ms 640"),
-            _whole_frames(self.left_context_ms, frame_ms, told, "--left-context-ms 2560"),
+            _whole_frames(self.left_context_ms, frame_ms, past, "--left-context-ms 2560"),
+            _whole_frames(self.look_ahead_ms, frame_ms, ahead, "--look-ahead-ms 320") if self.look_ahead_ms else 0,
         )
 
 
@@ -68,14 +71,14 @@ def program_of(
     """
     config, frame_ms = checkpoint.config, checkpoint.config.frame_ms
     lengths = sorted({_whole_frames(s * 1000, frame_ms, f"A length of {s} seconds", "--seconds 5.12") for s in seconds})
-    contexts = {each.frames(frame_ms): each.held for each in chunks}
+    contexts = {each.context(frame_ms): each.held for each in chunks}
     if not lengths and not contexts:
         raise UsageError("An artifact needs an entry.", hint="For example: --seconds 5.12, or --chunk-ms 640")
-    longest = max([*lengths, *(chunk + left for chunk, left in contexts)])
+    longest = max([*lengths, *(context.reach(0) for context in contexts)])
     if longest > config.max_frames:
         raise UsageError(
             f"The model reaches {_seconds(config, config.max_frames)} seconds, not {_seconds(config, longest)}.",
-            hint="Ask for less with --seconds, or with --chunk-ms and --left-context-ms.",
+            hint="Ask for less with --seconds, or with --chunk-ms, --left-context-ms and --look-ahead-ms.",
         )
     if precision == "fp16" and longest > LONGEST_FP16:
         raise UsageError(
@@ -94,7 +97,7 @@ def program_of(
         )
     encoder = encoder_of(checkpoint)
     offline = (_offline(encoder, frames) for frames in lengths)
-    streaming = (_stream(encoder, *context, held=held) for context, held in sorted(contexts.items()))
+    streaming = (_stream(encoder, context, held=held) for context, held in sorted(contexts.items(), key=_size))
     cascaded = lengths if config.second_pass and contexts else ()
     entries = (*offline, *streaming, *(_second(encoder, frames) for frames in cascaded))
     if hears == "pcm":
@@ -102,6 +105,10 @@ def program_of(
         front_end = LogMel(spec, checkpoint.frontend_mean, checkpoint.frontend_istd).float()
         entries = tuple(_hearing_samples(each, front_end) if each.inputs[0].name == FEATURES else each for each in entries)
     return Program(entries, precision, parent=checkpoint.digest)
+
+
+def _size(context: tuple[Context, bool]) -> tuple[int | None, ...]:
+    return context[0].chunk, context[0].left, context[0].ahead
 
 
 def _seconds(config: EncoderConfig, frames: int) -> str:
@@ -128,19 +135,21 @@ def _second(encoder: Encoder, frames: int) -> Entry:
     return Entry(f"{SECOND}{frames * frame_ms}ms", graph, inputs, (_logits(encoder, frames),))
 
 
-def _stream(encoder: Encoder, chunk: int, left: int, *, held: bool) -> Entry:
-    step, every = StreamingGraph(encoder, chunk, left), caches_of(encoder, left)
+def _stream(encoder: Encoder, context: Context, *, held: bool) -> Entry:
+    step = StreamingGraph(encoder, context)
+    chunk, left, ahead = step.chunk, step.left, step.ahead
+    every = caches_of(encoder, left)
     caches, inside = (every[:1], every[1:]) if held else (every, ())  # `past` stays outside: it says where an utterance begins
     graph = HeldGraph(step, inside) if held else step
     renewed = tuple(_renewed(spec) for spec in caches)
     states = {spec.name: after.name for spec, after in zip(caches, renewed, strict=True)}
     frame_ms = encoder.config.frame_ms
     return Entry(
-        f"stream_{chunk * frame_ms}ms",
+        f"stream_{chunk * frame_ms}ms" + (f"_ahead_{ahead * frame_ms}ms" if ahead else ""),
         _frozen(graph),
-        (*_speech(encoder, chunk), *caches),
+        (*_speech(encoder, chunk + ahead), *caches),
         (_logits(encoder, chunk), *((_encoded(encoder, chunk),) if step.is_first_pass else ()), *renewed),
-        Streaming(chunk, left, frame_ms, states, tuple(spec.name for spec in inside)),
+        Streaming(chunk, left, frame_ms, states, tuple(spec.name for spec in inside), ahead=ahead),
     )
 
 
@@ -155,17 +164,19 @@ def _hearing_samples(entry: Entry, front_end: LogMel) -> Entry:
     answered = len(entry.outputs) - len(caches)
     intake = of_samples(features.frame_ms)
     frames, told = entry.outputs[0].shape[1], "what the encoder hears: normalized log-mel, one frame every 10 ms"
-    outputs = (*entry.outputs[:answered], replace(features, meaning=told, frame_ms=0))
+    shape = (1, frames * (intake.frame_ms // FEATURE_HOP_MS), features.shape[2])
+    outputs = (*entry.outputs[:answered], replace(features, shape=shape, meaning=told, frame_ms=0))
     if entry.streaming is None:
         graph = _frozen(PcmGraph(front_end, entry.graph, intake.frame_ms))
         return replace(entry, graph=graph, inputs=_samples(intake.count(frames), PcmGraph.LEAD, intake), outputs=outputs)
     told = f"the {LEAD} samples before the chunk; an utterance begins with its first ones here, not with zeros"
     overlap = TensorSpec(OVERLAP, (1, LEAD), "float32", told)
     states = {OVERLAP: _renewed(overlap).name, **entry.streaming.states}
+    ahead = entry.streaming.ahead
     return replace(
         entry,
-        graph=_frozen(PcmStreamingGraph(front_end, entry.graph, intake.frame_ms)),
-        inputs=(*_samples(frames * intake.per_frame, PcmStreamingGraph.LEAD, intake), overlap, *caches),
+        graph=_frozen(PcmStreamingGraph(front_end, entry.graph, intake.frame_ms, ahead)),
+        inputs=(*_samples((frames + ahead) * intake.per_frame, PcmStreamingGraph.LEAD, intake), overlap, *caches),
         outputs=(*outputs, _renewed(overlap), *entry.outputs[answered:]),
         streaming=replace(entry.streaming, states=states, overlap=LEAD),
     )

@@ -33,7 +33,18 @@ from edgefuse.model.layers import (
 )
 from edgefuse.model.normalization import BatchNorm
 from edgefuse.model.performer import Performer
-from edgefuse.model.streaming import FULL, Context, Sight, attention_mask, every, positions_within, valid_frames
+from edgefuse.model.streaming import (
+    FULL,
+    Context,
+    Sight,
+    attention_mask,
+    every,
+    gathered,
+    looks_ahead,
+    positions_within,
+    spread,
+    valid_frames,
+)
 
 BRANCH_GAIN = 0.3  # gamma that the last batch norm of a branch begins with: the sum on the residual stream grows slowly [I]
 
@@ -109,10 +120,10 @@ class Convolution(nn.Module):
         self.gate = nn.GLU() if swish else relu_if(config.conv_relu in ("both", "pointwise"))
         self.activation = nn.SiLU() if swish else relu_if(config.conv_relu in ("both", "depthwise"))
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor, context: Context) -> Tensor:
         """(B, T, d) to (B, T, d)."""
         x = self.gate(self.pointwise1(self.norm(x, valid), valid))
-        return self.pointwise2(self.activation(self.depthwise(x, valid)), valid)  # type: ignore[no-any-return]
+        return self.pointwise2(self.activation(self.depthwise(x, valid, context)), valid)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -146,7 +157,7 @@ class Block(nn.Module):
         if self.attends:
             mixed = self.attention(self.norm_attention(x, sight.valid), sight)
             x = every(x, self.stride) + self.dropout(mixed)
-        x = x + self.dropout(self.convolution(x, sight.left))
+        x = x + self.dropout(self.convolution(x, sight.left, sight.context_left))
         x = x + self.half_step * self.dropout(self.feed_forward(x, sight.left))
         return self.norm_final(x, sight.left)  # type: ignore[no-any-return]
 
@@ -235,22 +246,26 @@ class Encoder(nn.Module):
     def _run(
         self, blocks: Sequence[tuple[Block, BlockShape]], x: Tensor, lengths: Tensor, frames: int, context: Context
     ) -> Tensor:
+        if looks_ahead(context):
+            x = spread(x, context.within(blocks[0][1].frames))
         sights: dict[tuple[int, int, int | None], Sight] = {}
         for block, shape in blocks:
             key = (shape.frames, shape.stride, shape.left)
             if key not in sights:
                 sights[key] = self._sight(shape, lengths, frames, context)
             x = block(x, sights[key])
-        return x
+        return gathered(x, context, frames) if looks_ahead(context) else x
 
     def _sight(self, shape: BlockShape, lengths: Tensor, frames: int, context: Context) -> Sight:
         """What a block of that shape is told; lengths, frames and context are those of the output."""
         own, lengths = frames * shape.frames, lengths * shape.frames
-        context = context.within(shape.frames, shape.left)
+        context, context_left = context.within(shape.frames, shape.left), context.within(shape.frames // shape.stride)
         valid = valid_frames(lengths, own)
         left = valid if shape.stride == 1 else valid_frames(lengths // shape.stride, own // shape.stride)
-        mask = attention_mask(lengths, own, context, shape.stride)
-        return Sight(valid, left, mask, positions_within(self.table, own, context), context)
+        if looks_ahead(context):
+            valid, left = spread(valid, context), spread(left, context_left)
+        mask = attention_mask(valid, context, shape.stride)
+        return Sight(valid, left, mask, positions_within(self.table, own, context), context, context_left)
 
 
 def activation(config: EncoderConfig) -> nn.Module:

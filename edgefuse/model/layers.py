@@ -1,12 +1,14 @@
 """Norms by their places, and the layers that a batch norm follows. Everything is channels last: (B, T, C) and (B, T, F, C)."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from edgefuse.model.config import EncoderConfig, Norm
 from edgefuse.model.normalization import BatchNorm, LayerNorm, NoNorm, RepBatchNorm, UnifiedNorm
+from edgefuse.model.streaming import Context, looks_ahead, windows
 
 KINDS: Mapping[Norm, Callable[[int], nn.Module]] = MappingProxyType(
     {
@@ -97,7 +99,10 @@ class CausalDepthwise(nn.Module):
         self.conv = nn.Conv1d(width, width, kernel, groups=width)
         self.norm = norm_of_depthwise(config, width)
 
-    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C); frame t sees t - kernel + 1 .. t."""
+    def forward(self, x: Tensor, valid: Tensor, context: Context) -> Tensor:
+        """(B, T, C) to (B, T, C); frame t sees t - kernel + 1 .. t, with a look-ahead of its own window and the chunks before."""
+        if looks_ahead(context):
+            heard = windows(x.unsqueeze(1), replace(context, left=self.history)).flatten(0, 2)
+            return self.norm(self.conv(heard.transpose(1, 2)).transpose(1, 2).reshape(x.shape), valid)  # type: ignore[no-any-return]
         past_and_now = nn.functional.pad(x.transpose(1, 2), (self.history, 0))
         return self.norm(self.conv(past_and_now).transpose(1, 2), valid)  # type: ignore[no-any-return]

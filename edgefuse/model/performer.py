@@ -25,8 +25,8 @@ def phi(x: Tensor) -> Tensor:
 def attend_linearly(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor, context: Context) -> Tensor:
     """o_t = phi(q_t)' S / phi(q_t)' z with S = sum phi(k) v', z = sum phi(k) over all keys that the query may see.
 
-    q, k, v (B, H, T, d_k), valid (B, T). In chunks these are the keys of its own chunk and of all before: a limited past
-    cannot be expressed. At least float32: the sums grow with the utterance.
+    q, k, v (B, H, T, d_k), valid (B, T). In chunks these are the keys of its own window and of all chunks before: a limited
+    past cannot be expressed. At least float32: the sums grow with the utterance.
     """
     with torch.autocast(queries.device.type, enabled=False):
         wide = torch.promote_types(queries.dtype, torch.float32)
@@ -34,8 +34,9 @@ def attend_linearly(queries: Tensor, keys: Tensor, values: Tensor, valid: Tensor
         if context.chunk is None:
             return _ratio(q, k.transpose(-2, -1) @ v, k.sum(-2))
         frames, (q, k, v) = q.shape[2], (chunks(each, context) for each in (q, k, v))
-        sums, weights = (k.transpose(-2, -1) @ v).cumsum(2), k.sum(-2).cumsum(2)
-        return _ratio(q, sums, weights).flatten(2, 3)[:, :, :frames]
+        (k, k_ahead), (v, v_ahead) = (each.tensor_split((context.chunk,), dim=3) for each in (k, v))
+        sums = (k.transpose(-2, -1) @ v).cumsum(2) + k_ahead.transpose(-2, -1) @ v_ahead
+        return _ratio(q, sums, k.sum(-2).cumsum(2) + k_ahead.sum(-2)).flatten(2, 3)[:, :, :frames]
 
 
 def _ratio(q: Tensor, sums: Tensor, weights: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from edgefuse import checkpoint as checkpoints
 from edgefuse.errors import BadCalibration
 from edgefuse.lower.graph import DeploymentGraph, StreamingGraph
 from edgefuse.lower.program import caches_of
-from edgefuse.model import Encoder
+from edgefuse.model import Context, Encoder
 from edgefuse.quantize.equalize import equalized
 from edgefuse.quantize.observe import Hearing, Histogram, Range, observe, products
 from edgefuse.quantize.plan import require_one_pass
@@ -82,7 +82,7 @@ class Calibration:
         if kind not in self.modes:
             raise BadCalibration(
                 f"The ranges are of {' and '.join(self.modes)}, not of {kind}.",
-                hint="Take them again with the same --seconds, --chunk-ms and --left-context-ms.",
+                hint="Take them again with the same --seconds, --chunk-ms, --left-context-ms and --look-ahead-ms.",
             )
         seen = (self.equalized if equalized else self.modes)[kind]
         return {path: each.range(clipping) for path, each in seen.items()}
@@ -204,28 +204,31 @@ def _hearing(encoder: Encoder, mode: Mode, heard: Sequence[Heard]) -> Iterator[H
         frames = len(each.features) // encoder.config.reduction
         features = torch.from_numpy(each.features)[None, : frames * encoder.config.reduction]
         if chunks is not None:
-            if frames >= chunks.chunk:
+            if frames >= chunks.window:
                 yield chunks, features
         elif 0 < frames <= encoder.config.max_frames:
             yield DeploymentGraph(encoder, frames).eval(), features, torch.tensor([float(frames)])
 
 
 class _Chunks(nn.Module):
-    """An utterance, chunk after chunk with the caches of the one before; what fills no chunk is left out."""
+    """An utterance, chunk after chunk with the caches of the one before; what fills no window is left out."""
+
+    length: torch.Tensor
 
     def __init__(self, encoder: Encoder, streaming: Streaming) -> None:
         super().__init__()
-        self.graph, self.chunk = StreamingGraph(encoder, streaming.chunk, streaming.left), streaming.chunk
-        self.hop = streaming.chunk * encoder.config.reduction
+        context = Context(streaming.chunk, streaming.left, streaming.ahead)
+        self.graph, self.window = StreamingGraph(encoder, context), context.window
+        self.hop, self.takes = (frames * encoder.config.reduction for frames in (streaming.chunk, self.window))
+        self.register_buffer("length", torch.tensor([float(self.window)]))
         self.silence = tuple(torch.zeros(spec.shape) for spec in caches_of(encoder, streaming.left))
 
     def forward(self, features: Tensor) -> None:
         """features (1, T, mels)."""
         caches = self.silence
-        for piece in torch.split(features, self.hop, dim=1):
-            if piece.shape[1] == self.hop:
-                _, *renewed = self.graph(piece, self.graph.step, *caches)
-                caches = tuple(renewed)
+        for start in range(0, features.shape[1] - self.takes + 1, self.hop):
+            _, *renewed = self.graph(features[:, start : start + self.takes], self.length, *caches)
+            caches = tuple(renewed)
 
 
 def _recordings(speech: TestSet) -> frozenset[str]:

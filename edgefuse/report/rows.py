@@ -150,7 +150,8 @@ def streaming_lines(bundle: Bundle) -> list[str]:
     modes = (mode for export in bundle.exports for mode in export.artifact.modes if mode.name == SECOND_PASS)
     second = {name: specs[0] for mode in modes for name, specs in mode.inputs.items()}
     return [
-        f"{name}: chunks of {how.chunk_ms} ms, after up to {how.left_context_ms} ms of past, without look-ahead; "
+        f"{name}: chunks of {how.chunk_ms} ms, after up to {how.left_context_ms} ms of past, "
+        f"{f'with {how.look_ahead_ms} ms of look-ahead' if how.ahead else 'without look-ahead'}; "
         f"its caches {'are held inside' if how.held else 'go in and out'}"
         for name, how in sorted(streaming.items())
     ] + [

@@ -52,7 +52,7 @@ def refer(checkpoint: Checkpoint, folded: FoldedModel, frontend: Frontend, heard
 def context_of(mode: Mode) -> Context:
     """What a frame of the whole recording may see, so that PyTorch answers as the mode does."""
     chunks = mode.streaming or mode.after
-    return Context(chunks.chunk, chunks.left) if chunks else FULL
+    return Context(chunks.chunk, chunks.left, chunks.ahead) if chunks else FULL
 
 
 @torch.no_grad()

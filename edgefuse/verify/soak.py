@@ -127,7 +127,7 @@ def _minutes(session: Session, artifact: Artifact, mode: Mode, speech: _Endless,
     heard = speech.samples if intake_of(artifact.inputs[mode.name]).hears_samples else speech.features
     for minute in range(minutes):
         starts = range(minute * per_minute * stream.frames, (minute + 1) * per_minute * stream.frames, stream.frames)
-        yield np.concatenate([stream.accept(heard(start, stream.frames)[stream.has :]) for start in starts])
+        yield np.concatenate([stream.accept(heard(start, stream.window)[stream.has :]) for start in starts])
 
 
 def _exactly(exact: Encoder, mode: Mode, speech: _Endless, start: int, frames: int) -> NDArray[np.float64]:
@@ -138,4 +138,5 @@ def _exactly(exact: Encoder, mode: Mode, speech: _Endless, start: int, frames: i
     reach = sum(left + -(-block.kernel // (block.frames // block.stride)) for block in blocks) + chunk
     endless = any(block.attention == "performer" for block in blocks)  # a sum over all that was said
     before = start if endless else min(start, -(-reach // chunk) * chunk)
-    return logits_of(exact, speech.features(start - before, before + frames), context_of(mode))[before:]
+    heard = speech.features(start - before, before + frames + mode.streaming.ahead)
+    return logits_of(exact, heard, context_of(mode))[before : before + frames]

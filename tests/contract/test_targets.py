@@ -146,16 +146,19 @@ def snr_db(entry: Entry, session: Session, frames: int) -> float:
     return float(10 * np.log10(np.square(wanted).sum() / np.square(error).sum()))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_chunks_with_caches_answer_as_the_whole_recording_does(target: Target, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "ahead"), [("fp32", 0), ("fp16", 0), ("fp32", 3)])
+def test_chunks_with_caches_answer_as_the_whole_recording_does(
+    target: Target, tmp_path: Path, precision: str, ahead: int
+) -> None:
     features = torch.randn(
         1, 163, 80, generator=torch.Generator().manual_seed(0)
     )  # twice past the left context, a chunk cut short
     encoder = encoder_of(folded().checkpoint, torch.float64)
-    wanted = encoder(features.double(), torch.tensor([163]), Context(chunk=4, left=8))[0][0].detach().numpy()
-    artifact = target.export(lower(folded(), (), precision, [Chunks(160, 320)]), tmp_path, "model")
-    session = target.open(artifact)
-    both = [recognize.answer(session, artifact, "stream_160ms", features[0].numpy()) for _ in range(2)]
+    wanted = encoder(features.double(), torch.tensor([163]), Context(chunk=4, left=8, ahead=ahead))[0][0].detach().numpy()
+    chunks = [Chunks(160, 320, look_ahead_ms=40 * ahead)]
+    artifact = target.export(lower(folded(), (), precision, chunks), tmp_path, "model")
+    session, (entry,) = target.open(artifact), artifact.streaming
+    both = [recognize.answer(session, artifact, entry, features[0].numpy()) for _ in range(2)]
     assert 10 * np.log10(np.square(wanted).sum() / np.square(both[0] - wanted).sum()) >= LEAST_DB[precision]
     assert np.array_equal(*both)  # the second utterance knows nothing of the first
     assert target.structure(artifact).partitions in (None, 1)

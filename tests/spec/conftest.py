@@ -84,6 +84,14 @@ def both_from_samples(order: Order, tmp_path_factory: pytest.TempPathFactory) ->
     return export(FUSIONFORMER, folder, replace(order, chunks=(Chunks(640, 1280),), hears="pcm"))
 
 
+@pytest.fixture(scope="session")
+def looking_ahead(order: Order, tmp_path_factory: pytest.TempPathFactory) -> Verified:
+    """The shipped model in chunks that wait for what is ahead of them, from samples; not to be changed."""
+    folder = tmp_path_factory.mktemp("ahead") / "bundle"
+    chunks = Chunks(320, 1280, look_ahead_ms=320)
+    return export(FUSIONFORMER, folder, replace(order, seconds=(), chunks=(chunks,), hears="pcm"))
+
+
 @pytest.fixture
 def bundle_folder(whole_bundle: Path, tmp_path: Path) -> Path:
     """A copy of it, to be broken."""

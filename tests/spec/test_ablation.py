@@ -9,6 +9,7 @@ from edgefuse.bench.turns import Timed, Turns, interleave
 from edgefuse.checkpoint import encoder_of
 from edgefuse.errors import Refused
 from edgefuse.lower.graph import StreamingGraph
+from edgefuse.model import Context
 from edgefuse.pipeline import silent
 from edgefuse.quantize.scheme import SCHEMES
 from edgefuse.report import rows
@@ -45,7 +46,7 @@ def test_quartiles_enclose_the_ratio():
 
 def test_the_usual_layout_answers_as_the_best_one_does(conformer):
     encoder = encoder_of(conformer)
-    best, usual = StreamingGraph(encoder, 4, 6).eval(), plain_entry(encoder, 4, 6, "stream")
+    best, usual = StreamingGraph(encoder, Context(4, 6)).eval(), plain_entry(encoder, 4, 6, "stream")
     after = [torch.zeros(spec.shape) for spec in usual.inputs[2:]]
     keys, values, inputs = torch.zeros(1, 6, 16), torch.zeros(1, 6, 16), torch.zeros(1, 4, 16)
     wanted_after = [*after[:2], *(keys, values, inputs) * 2]  # of two layers

@@ -94,20 +94,21 @@ def test_chunks_with_caches_get_the_answer_of_the_whole_recording(changes, norm)
     checkpoint, encoder = a_checkpoint(norm, **changes), deployed(changes, norm)
     config = encoder.config
     features, frames = torch.randn(1, 22 * config.reduction + 1, 80).double(), 22
-    for chunk, left in ((4, 8), (4, 3), (5, 1)):
-        wanted, _ = encoder(features, torch.tensor([features.shape[1]]), Context(chunk, left))
-        asked = Chunks(config.frame_ms * chunk, config.frame_ms * left)
+    for chunk, left, ahead in ((4, 8, 0), (4, 3, 0), (5, 1, 0), (4, 8, 3), (2, 3, 5)):
+        context, window = Context(chunk, left, ahead), chunk + ahead
+        wanted, _ = encoder(features, torch.tensor([features.shape[1]]), context)
+        asked = Chunks(config.frame_ms * chunk, config.frame_ms * left, look_ahead_ms=config.frame_ms * ahead)
         entry = next(each for each in program_of(checkpoint, (), "fp32", [asked]).entries if each.streaming)
-        graph = StreamingGraph(encoder, chunk, left).double().eval()
+        graph = StreamingGraph(encoder, context).double().eval()
         caches = [torch.zeros(spec.shape).double() for spec in entry.inputs[2:]]
         answers = []
         for start in range(0, frames, chunk):
-            count = min(chunk, frames - start)
-            given = torch.full((1, config.reduction * chunk, 80), 1e3).double()
+            count = min(window, frames - start)
+            given = torch.full((1, config.reduction * window, 80), 1e3).double()
             given[:, : config.reduction * count] = features[:, config.reduction * start : config.reduction * (start + count)]
             logits, *caches = graph(given, torch.tensor([float(count)]).double(), *caches)
             caches = caches[1:] if config.second_pass else caches
-            answers.append(logits[:, :count])
+            answers.append(logits[:, : min(chunk, count)])
         torch.testing.assert_close(torch.cat(answers, 1), wanted, rtol=1e-9, atol=1e-9)
 
 

@@ -111,7 +111,7 @@ def test_what_the_second_pass_wants_is_the_second_output_of_a_stream(hears, held
 
 
 def test_a_held_stream_gives_what_one_with_explicit_caches_gives(exact):
-    step = StreamingGraph(exact.float(), 4, 8).eval()
+    step = StreamingGraph(exact.float(), Context(4, 8)).eval()
     caches = caches_of(exact, 8)
     held = HeldGraph(step, caches[1:])
     past, explicit = torch.zeros(1), [torch.zeros(spec.shape) for spec in caches]

@@ -96,6 +96,9 @@ def test_export_says_what_a_stream_takes_after_rounding_to_whole_frames(capsys, 
     wanted = ("--chunk-ms", "150", "--left-context-ms", "310")
     table = printed(capsys, "export", whole_checkpoint, "-t", "reference", *wanted, "--speech", speech, "-o", tmp_path / "out")
     assert "stream_160ms: chunks of 160 ms, after up to 320 ms of past, without look-ahead; its caches go in and out" in table
+    later = (*wanted, "--look-ahead-ms", "70")
+    table = printed(capsys, "export", whole_checkpoint, "-t", "reference", *later, "--speech", speech, "-o", tmp_path / "later")
+    assert "stream_160ms_ahead_80ms: chunks of 160 ms, after up to 320 ms of past, with 80 ms of look-ahead; its caches" in table
 
 
 def test_soak_prints_what_a_long_utterance_does(capsys, both, speech):

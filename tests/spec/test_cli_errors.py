@@ -145,6 +145,10 @@ COMMANDS = {
     "no_left_context": [
         *["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "640", "--left-context-ms", "-1", "-o", "HERE/new"]
     ],
+    "no_look_ahead": [
+        *["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "640", "--look-ahead-ms", "-1", "-o", "HERE/new"]
+    ],
+    "look_ahead_without_a_stream": ["export", "HERE/checkpoint", "-t", "reference", "--look-ahead-ms", "320", "-o", "HERE/new"],
     "chunk_beyond_the_model": ["export", "HERE/checkpoint", "-t", "reference", "--chunk-ms", "3600000", "-o", "HERE/new"],
     "chunk_without_speech_to_estimate": ["fold", "HERE/checkpoint", "--chunk-ms", "640", "-o", "HERE/new"],
     "no_depth": ["export", "HERE/checkpoint", "-t", "reference", "--depth", "0", "-o", "HERE/new"],

@@ -124,7 +124,7 @@ def test_weights_alone_are_rounded_as_exactly_as_the_graph_rounds_them(either):
 
 
 def test_chunks_are_rounded_as_the_streaming_graph_rounds_them(laid):
-    graph = StreamingGraph(laid.encoder, FRAMES, FRAMES).eval()
+    graph = StreamingGraph(laid.encoder, Context(FRAMES, FRAMES)).eval()
     asked, nothing = (plan(graph, scheme, {}) for scheme in (SCHEMES["int8-weights"], Scheme("none", "fp32")))
     caches = [torch.zeros(spec.shape) for spec in caches_of(laid.encoder, FRAMES)]
     with torch.no_grad():

@@ -42,18 +42,19 @@ def test_chunks_with_caches_get_the_answer_of_the_whole_recording(changes, folde
     checkpoint = a_checkpoint(**changes)
     encoder = encoder_of(fold(checkpoint).checkpoint if folded else checkpoint, torch.float64)
     features = torch.randn(1, 163, 80).double()
-    for chunk, left in ((4, 8), (4, 3), (16, 64), (5, 1)):
-        entry = program_of(checkpoint, (), "fp32", [Chunks(40 * chunk, 40 * left)]).entries[0]
-        graph = StreamingGraph(encoder, chunk, left).double().eval()
-        wanted, _ = encoder(features, torch.tensor([163]), Context(chunk, left))
+    for chunk, left, ahead in ((4, 8, 0), (4, 3, 0), (16, 64, 0), (5, 1, 0), (4, 8, 3), (3, 8, 7), (16, 4, 2)):
+        asked, context = Chunks(40 * chunk, 40 * left, look_ahead_ms=40 * ahead), Context(chunk, left, ahead)
+        entry = program_of(checkpoint, (), "fp32", [asked]).entries[0]
+        graph = StreamingGraph(encoder, context).double().eval()
+        wanted, _ = encoder(features, torch.tensor([163]), context)
         caches = [torch.zeros(spec.shape).double() for spec in entry.inputs[2:]]
         answers = []
         for start in range(0, 40, chunk):
-            frames = min(chunk, 40 - start)
-            given = torch.full((1, 4 * chunk, 80), 1e3).double()  # whatever is behind the end, no valid frame may notice
+            frames = min(chunk + ahead, 40 - start)
+            given = torch.full((1, 4 * (chunk + ahead), 80), 1e3).double()  # what is behind the end, no valid frame may notice
             given[:, : 4 * frames] = features[:, 4 * start : 4 * (start + frames)]
             logits, *caches = graph(given, torch.tensor([float(frames)]).double(), *caches)
-            answers.append(logits[:, :frames])
+            answers.append(logits[:, : min(chunk, frames)])
         torch.testing.assert_close(torch.cat(answers, 1), wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -71,7 +72,25 @@ def test_a_streaming_entry_names_its_caches_and_where_they_go_on(fusionformer):
     assert [tuple(answer.shape) for answer in answers] == [spec.shape for spec in stream.outputs]
 
 
-@pytest.mark.parametrize("chunks", [Chunks(0, 2560), Chunks(640, 0), Chunks(float("nan"), 1), Chunks(640, 1e6)])
+def test_a_look_ahead_is_named_and_makes_what_is_taken_longer_than_what_is_answered(fusionformer):
+    (entry,) = lower(fold(fusionformer), (), "fp32", [Chunks(160, 320, look_ahead_ms=100)]).entries
+    assert entry.name == "stream_160ms_ahead_120ms"
+    assert (entry.streaming.chunk_ms, entry.streaming.look_ahead_ms) == (160, 120)
+    assert (entry.inputs[0].shape, entry.outputs[0].shape) == ((1, 28, 80), (1, 4, 29))
+    (without,) = lower(fold(fusionformer), (), "fp32", [Chunks(160, 320)]).entries
+    assert entry.inputs[2:] == without.inputs[2:]  # the caches are the same
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        Chunks(0, 2560),
+        Chunks(640, 0),
+        Chunks(float("nan"), 1),
+        Chunks(640, 1e6),
+        *(Chunks(640, 640, look_ahead_ms=wrong) for wrong in (-40, 10, 1e6, float("nan"))),
+    ],
+)
 def test_an_impossible_chunk_is_refused(fusionformer, chunks):
     with pytest.raises(UsageError):
         lower(fold(fusionformer), (), "fp32", [chunks])

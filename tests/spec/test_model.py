@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from edgefuse.errors import BadConfig
+from edgefuse.errors import BadConfig, UsageError
 from edgefuse.model import FULL, PRESETS, Context, Encoder, EncoderConfig, preset
 from edgefuse.model.attention import Attention, sinusoids
 from edgefuse.model.normalization import BatchNorm
 from edgefuse.model.reestimate import reestimate
-from edgefuse.model.streaming import Sight, attention_mask, positions_within
+from edgefuse.model.streaming import Sight, attention_mask, gathered, positions_within, spread, windows
 from tests.conftest import a_config, lived_in
 
 NORMS = ("batch", "layer")
@@ -44,13 +44,60 @@ def test_an_encoder_frame_sees_no_feature_frame_after_its_own_forty_milliseconds
 
 
 def test_a_chunk_sees_itself_and_the_whole_past_without_a_left_context():
-    mask = attention_mask(torch.tensor([8]), 8, Context(chunk=2))[0, 0].int()
+    mask = attention_mask(torch.ones(1, 8).bool(), Context(chunk=2))[0, 0].int()
     assert mask[4].tolist() == mask[5].tolist() == [1, 1, 1, 1, 1, 1, 0, 0]
 
 
 def test_a_chunk_sees_itself_and_its_left_context_only():
-    windows = attention_mask(torch.tensor([7]), 7, Context(chunk=2, left=3))[0, 0, :, 0].int()
-    assert windows.tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    seen = attention_mask(torch.ones(1, 7).bool(), Context(chunk=2, left=3))[0, 0, :, 0].int()
+    assert seen.tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+
+
+def test_a_window_holds_its_left_context_its_chunk_and_what_is_ahead_of_it():
+    context = Context(chunk=2, left=3, ahead=1)
+    frames = torch.arange(1, 8)[None]
+    assert spread(frames, context).tolist() == [[1, 2, 3, 3, 4, 5, 5, 6, 7, 7, 0, 0]]
+    assert torch.equal(gathered(spread(frames, context), context, 7), frames)
+    held = windows(spread(frames, context)[:, None, :, None], context)[0, 0, :, :, 0]
+    assert held.tolist() == [[0, 0, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 7], [4, 5, 6, 7, 0, 0]]
+    mask = attention_mask(spread(torch.ones(1, 7).bool(), context), context)[0, 0, :, 0]
+    assert torch.equal(mask, held > 0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_chunk_sees_its_look_ahead_to_the_last_frame_and_nothing_behind_it(norm):
+    encoder = lived_in(Encoder(a_config(norm))).double()
+    context, length = Context(chunk=4, left=8, ahead=3), torch.tensor([96])
+    features = torch.randn(1, 96, 80).double()
+    before, _ = encoder(features, length, context)
+    for frame, first in ((11, 8), (10, 4), (7, 4), (6, 0)):  # the first chunk sees frames 0 to 6, the second 4 to 10
+        changed = features.clone()
+        changed[:, 4 * frame :] += 1
+        after, _ = encoder(changed, length, context)
+        assert torch.equal(before[:, :first], after[:, :first])
+        assert all(not torch.equal(before[:, t], after[:, t]) for t in range(first, 24))
+
+
+def test_a_look_ahead_to_the_end_of_the_utterance_is_full_context(padded_batch):
+    encoder = lived_in(Encoder(a_config())).double()
+    features, lengths = padded_batch[0].double(), padded_batch[1]
+    full, _ = encoder(features, lengths)
+    ahead, _ = encoder(features, lengths, Context(chunk=4, left=4, ahead=60))
+    torch.testing.assert_close(ahead[:, :4], full[:, :4])
+    assert not torch.allclose(ahead[0, 8:], full[0, 8:])  # these have too little of the past
+
+
+def test_statistics_of_windows_are_those_of_what_the_chunks_are_fed(padded_batch):
+    encoder = lived_in(Encoder(a_config()))
+    counted = reestimate(encoder, [padded_batch], Context(chunk=4, left=4, ahead=2))
+    assert counted == int(padded_batch[1].sum())
+    assert all(torch.isfinite(buffer).all() for buffer in encoder.buffers())
+
+
+@pytest.mark.parametrize("context", [{"chunk": 4, "ahead": 1}, {"ahead": 1}, {"chunk": 4, "left": 4, "ahead": -1}], ids=str)
+def test_a_look_ahead_that_cannot_be_is_refused(context):
+    with pytest.raises(UsageError, match="look-ahead"):
+        Context(**context)
 
 
 @pytest.mark.parametrize("positions", ["relative", "none"])
@@ -116,7 +163,7 @@ def test_attention_is_wenets_sum_of_two_products():
     mixed = torch.softmax(scores / math.sqrt(8), -1) @ v
     wanted = attention.output(mixed.transpose(1, 2).reshape(2, 7, 16), valid)
     mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
-    got = attention(x, Sight(valid, valid, mask, table, FULL))
+    got = attention(x, Sight(valid, valid, mask, table, FULL, FULL))
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
 

@@ -90,15 +90,19 @@ def test_samples_get_the_answer_of_their_features_whole_and_in_chunks(count, che
     torch.testing.assert_close(heard[:, : 4 * frames], features[:, : 4 * frames], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(logits[:, :frames], encoder(features, length)[0], rtol=1e-9, atol=1e-9)
 
-    stream = PcmStreamingGraph(front_end, StreamingGraph(encoder, 4, 8), 40).double().eval()
-    (entry,) = program_of(checkpoint, (), "fp32", [Chunks(160, 320)], "pcm").entries
-    caches = [samples[None, :240], *(torch.zeros(spec.shape).double() for spec in entry.inputs[3:])]
-    answers = []
-    for start in range(240, count, 640 * 4):
-        piece = samples[start : start + 640 * 4]
-        logits, _, *caches = stream(*behind(piece, 640 * 4), *caches)
-        answers.append(logits[:, : len(piece) // 640])
-    torch.testing.assert_close(torch.cat(answers, 1), encoder(features, length, Context(4, 8))[0], rtol=1e-9, atol=1e-9)
+    for context in (Context(4, 8), Context(4, 8, ahead=3)):
+        stream = PcmStreamingGraph(front_end, StreamingGraph(encoder, context), 40, context.ahead).double().eval()
+        asked = Chunks(160, 320, look_ahead_ms=40 * context.ahead)
+        (entry,) = program_of(checkpoint, (), "fp32", [asked], "pcm").entries
+        caches = [samples[None, :240], *(torch.zeros(spec.shape).double() for spec in entry.inputs[3:])]
+        answers, heard = [], []
+        for start in range(240, count, 640 * 4):
+            piece = samples[start : start + 640 * context.window]
+            logits, shown, *caches = stream(*behind(piece, 640 * context.window), *caches)
+            answers.append(logits[:, : len(piece) // 640])
+            heard.append(shown[:, : len(piece) // 640 * 4])
+        torch.testing.assert_close(torch.cat(answers, 1), encoder(features, length, context)[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(torch.cat(heard, 1), features[:, : 4 * frames], rtol=1e-9, atol=1e-9)
 
 
 def test_an_entry_for_samples_names_its_overlap_and_shows_what_it_hears(checkpoint):
@@ -132,9 +136,8 @@ def test_more_samples_than_float32_can_count_in_frames_are_refused():
 
 @pytest.fixture(scope="module")
 def opened(checkpoint, tmp_path_factory):
-    artifact = reference.export(
-        lower(fold(checkpoint), [0.64], "fp32", [Chunks(160, 320)], "pcm"), tmp_path_factory.mktemp("pcm"), "model"
-    )
+    chunks = [Chunks(160, 320), Chunks(160, 320, look_ahead_ms=280)]
+    artifact = reference.export(lower(fold(checkpoint), [0.64], "fp32", chunks, "pcm"), tmp_path_factory.mktemp("pcm"), "model")
     return reference.open(artifact), artifact
 
 

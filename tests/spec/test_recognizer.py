@@ -8,12 +8,15 @@ import pytest
 import soundfile
 
 from edgefuse import cli
+from edgefuse.checkpoint import encoder_of, read
 from edgefuse.decode.endpoint import Endpointing
 from edgefuse.decode.search import Decoding
 from edgefuse.errors import AudioError, AudioNotFinite, BadHotwords, UsageError
 from edgefuse.listen import follow, load
-from edgefuse.recognize import Stream, answer, heard_in
+from edgefuse.recognize import Stream, heard_in
 from edgefuse.recognizer import Recognizer
+from edgefuse.verify.reference import context_of, logits_of
+from tests.spec.conftest import FUSIONFORMER
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def hears_features(both):
     return load(both.exports[0].artifact.path)
 
 
-@pytest.fixture(scope="module", params=["both", "both_from_samples"])
+@pytest.fixture(scope="module", params=["both", "both_from_samples", "looking_ahead"])
 def loaded(request):
     return load(request.getfixturevalue(request.param).exports[0].artifact.path)
 
@@ -51,12 +54,13 @@ def test_the_size_of_the_pieces_does_not_matter(loaded, spoken, piece):
     assert recognizer.finish() == alone(loaded, spoken[0])
 
 
-def test_live_text_is_that_of_the_features_of_the_whole_recording(hears_features, loaded, recordings, spoken):
+def test_live_text_is_that_of_the_features_of_the_whole_recording(loaded, recordings, spoken):
     from edgefuse.decode.greedy import greedy_text
     from edgefuse.decode.tokens import Tokens
 
     heard = heard_in(recordings[0], loaded.bundle.frontend)
-    logits = answer(hears_features.session, hears_features.artifact, "stream_640ms", heard.features)
+    mode = next(mode for mode in loaded.artifact.modes if mode.streaming)
+    logits = logits_of(encoder_of(read(FUSIONFORMER)), heard.features, context_of(mode))
     text = alone(loaded, spoken[0])
     assert text
     assert text == greedy_text(logits, Tokens(loaded.bundle.tokens))

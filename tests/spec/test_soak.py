@@ -30,7 +30,7 @@ class Tiring:
         return outputs
 
 
-@pytest.mark.parametrize("bundle", ["both", "both_from_samples"])
+@pytest.mark.parametrize("bundle", ["both", "both_from_samples", "looking_ahead"])
 def test_a_session_that_endures_answers_in_the_last_minute_as_in_the_first(bundle, request, speech):
     (export,) = request.getfixturevalue(bundle).exports
     _, soaked = pipeline.soak(export.artifact.path, FUSIONFORMER, 2, speech=speech)
