@@ -97,7 +97,7 @@ def program_of(
         )
     encoder = encoder_of(checkpoint)
     offline = (_offline(encoder, frames) for frames in lengths)
-    streaming = (_stream(encoder, context, held=held) for context, held in sorted(contexts.items(), key=_size))
+    streaming = (_stream(encoder, context, held=held) for context, held in sorted(contexts.items(), key=_by_size))
     cascaded = lengths if config.second_pass and contexts else ()
     entries = (*offline, *streaming, *(_second(encoder, frames) for frames in cascaded))
     if hears == "pcm":
@@ -107,7 +107,7 @@ def program_of(
     return Program(entries, precision, parent=checkpoint.digest)
 
 
-def _size(context: tuple[Context, bool]) -> tuple[int | None, ...]:
+def _by_size(context: tuple[Context, bool]) -> tuple[int | None, ...]:
     return context[0].chunk, context[0].left, context[0].ahead
 
 

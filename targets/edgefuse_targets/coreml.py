@@ -230,7 +230,8 @@ def _length_refusals(program: Program) -> Iterator[str]:
     from edgefuse.lower.program import LONGEST_FP16
 
     for entry in program.entries if program.quantization else ():
-        frames = entry.outputs[0].shape[1] + (entry.streaming.left if entry.streaming else 0)
+        how = entry.streaming
+        frames = entry.outputs[0].shape[1] + (how.left + how.ahead if how else 0)
         if frames > LONGEST_FP16:
             yield (
                 f"Core ML computes what is quantized in half precision, which counts frames up to {LONGEST_FP16}; "

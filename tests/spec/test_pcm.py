@@ -154,6 +154,19 @@ def test_an_utterance_of_any_length_is_heard_to_its_last_whole_frame_and_leaves_
         assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
+def test_what_was_ahead_comes_again_and_nothing_comes_behind_the_end(opened):
+    session, artifact = opened
+    samples, stream = speech(1.0).numpy(), Stream(session, artifact, "stream_160ms_ahead_280ms")
+    assert (stream.takes, stream.frames, stream.window) == (240 + 640 * 11, 4, 11)
+    assert len(stream.accept(samples[: 240 + 640 * 9])) == 4  # two are missing: the end is ahead, and five are left
+    with pytest.raises(UsageError, match="has ended"):
+        stream.accept(samples[: 640 * 6])
+    assert len(stream.accept(samples[: 640 * 5])) == 4
+    assert len(stream.accept(samples[:640])) == 1
+    with pytest.raises(UsageError, match="has ended"):
+        stream.accept(samples[:640])
+
+
 def test_the_first_piece_of_an_utterance_is_longer_and_nothing_comes_behind_a_short_one(opened):
     session, artifact = opened
     stream = Stream(session, artifact, "stream_160ms")

@@ -211,6 +211,14 @@ def test_ranges_of_chunks_come_from_real_caches(seen, program):
     assert cached.high >= 0.9 * chunked["blocks.0.convolution.gated"].high
 
 
+def test_ranges_of_a_look_ahead_come_from_what_the_windows_hold(folded, calibration):
+    modes = lower(folded, (), "fp32", [Chunks(640, 640, look_ahead_ms=ahead) for ahead in (0, 320)])
+    heard = calibrate(folded, modes, read_speech(calibration)).modes
+    without, ahead = heard["stream_640ms after 640 ms"], heard["stream_640ms_ahead_320ms after 640 ms"]
+    assert set(without) == set(ahead)
+    assert without["blocks.1.attention.keys"] != ahead["blocks.1.attention.keys"]
+
+
 def test_ranges_of_another_past_are_other_ranges(seen, program):
     chunked = program.modes[1]
     assert kind_of(chunked) in seen.modes
