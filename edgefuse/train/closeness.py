@@ -1,19 +1,21 @@
-"""Where a conversion begins: each module as close to what it was as it can be, on what it is given in the Conformer.
+"""Where a conversion begins: each module's successor as close to it as it can be, on what it is given in the Conformer.
 
-Fitted from the bottom up instead, each on what comes out of those that were fitted before it, the network is no closer with
-lambda = 0 (KL 4.2 against 4.0 on the shipped Conformer) and much farther with lambda = 0.5 (1.2 against 0.2) [M].
+Fitted from the bottom up instead, each on what comes out of those that were fitted before it, the network is no closer (KL 4.2
+against 4.0 on an earlier Conformer) [M].
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgefuse.model import Encoder
-from edgefuse.train.annealed import Annealed, AnnealedActivation, AnnealedGate, AnnealedNorm, anneal
+from edgefuse.model.normalization import LayerNorm, RepBatchNorm
+from edgefuse.train.annealed import MixedReLU, ShiftedReLU
 
 GAINS = (0.05, 2.0)  # within which c stays: a channel that almost never opens would say anything
 FLAT = 1e-8  # variance of a channel that says nothing
@@ -29,42 +31,46 @@ class _Seen:
 
 
 @torch.no_grad()
-def begin_close(encoder: Encoder, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Fit what each mixture will be to what it is, over speech: (features (B, T, mels), lengths (B,)), in place."""
-    found: dict[Annealed, _Seen] = {}
+def begin_close(encoder: Encoder, before: Encoder, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Fit every successor in `encoder`, in place, to what its module in the Conformer `before` gives.
+
+    Over speech: (features (B, T, mels), lengths (B,)).
+    """
+    found: dict[str, _Seen] = {}
     now: list[Tensor] = []  # the mask of the frames that run through the encoder
 
-    def watch(mixture: Annealed, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(mixture, AnnealedNorm):
+    def watch(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, LayerNorm):
             now[:] = [inputs[1]]
-        seen = found.setdefault(mixture, _Seen([], []))
+        seen = found.setdefault(name, _Seen([], []))
         seen.inputs.append(inputs[0][now[0]])
         seen.outputs.append(output[now[0]])
 
-    handles = [each.register_forward_hook(watch) for each in encoder.modules() if isinstance(each, Annealed)]
-    anneal(encoder.eval(), 1.0)
+    before.eval()
+    modules = (each for each in before.named_modules() if isinstance(each[1], LayerNorm | nn.SiLU | nn.GLU))
+    handles = [module.register_forward_hook(partial(watch, name)) for name, module in modules]
     for features, lengths in batches:
-        encoder.answers(features, lengths)
+        before.answers(features, lengths)
     for handle in handles:
         handle.remove()
-    for mixture, seen in found.items():
-        _fit(mixture, torch.cat(seen.inputs), torch.cat(seen.outputs))
+    for name, seen in found.items():
+        _fit(encoder.get_submodule(name), torch.cat(seen.inputs), torch.cat(seen.outputs))
 
 
-def _fit(mixture: Annealed, x: Tensor, y: Tensor) -> None:
-    """Of what a mixture takes, (N, C), what it should give."""
-    if isinstance(mixture, AnnealedNorm):
-        rep, (mean, var, slope, offset) = mixture.rep, _line(x, y)
-        rep.weight.copy_(slope * (var + rep.eps).sqrt())
-        rep.bias.copy_(offset + slope * mean)
-        cast("Tensor", rep.running_mean).copy_(mean)
-        cast("Tensor", rep.running_var).copy_(var)
-    if isinstance(mixture, AnnealedActivation):
+def _fit(successor: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Of what a module takes, (N, C), what its successor should give."""
+    if isinstance(successor, RepBatchNorm):
+        mean, var, slope, offset = _line(x, y)
+        successor.weight.copy_(slope * (var + successor.eps).sqrt())
+        successor.bias.copy_(offset + slope * mean)
+        cast("Tensor", successor.running_mean).copy_(mean)
+        cast("Tensor", successor.running_var).copy_(var)
+    if isinstance(successor, ShiftedReLU):
         mean, _, slope, _ = _line(F.relu(x), y)
-        mixture.gain.copy_(slope.clamp(*GAINS))
-        mixture.offset.copy_(y.mean(0) - mixture.gain * mean)
-    if isinstance(mixture, AnnealedGate):
-        _descend(mixture, x, y)
+        successor.gain.copy_(slope.clamp(*GAINS))
+        successor.offset.copy_(y.mean(0) - successor.gain * mean)
+    if isinstance(successor, MixedReLU):
+        _descend(successor, x, y)
 
 
 def _line(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,9 +82,12 @@ def _line(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.enable_grad()
-def _descend(gate: AnnealedGate, z: Tensor, y: Tensor) -> None:
-    """M, n and m that leave the least of (relu(M z + n) - m - y)^2, each channel in units of its own deviation."""
-    offset = gate.offset.clone().requires_grad_()
+def _descend(gate: MixedReLU, z: Tensor, y: Tensor) -> None:
+    """M, n and m that leave the least of (relu(M z + n) - m - y)^2, each channel in units of its own deviation.
+
+    The norm behind the depthwise convolution takes m away.
+    """
+    offset = torch.zeros_like(gate.mix.bias).requires_grad_()
     scale = y.var(0).clamp_min(FLAT).rsqrt()
     optimizer = torch.optim.Adam([*gate.mix.parameters(), offset], lr=GATE_RATES[0])
     draw = torch.Generator().manual_seed(0)
@@ -90,4 +99,3 @@ def _descend(gate: AnnealedGate, z: Tensor, y: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     optimizer.zero_grad()
-    gate.offset.copy_(offset.detach())

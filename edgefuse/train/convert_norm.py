@@ -1,7 +1,7 @@
 """Conversion: a trained LayerNorm Conformer in, by a short training a checkpoint out whose norms fold.
 
-LayerNorm, Swish and GLU fade into RepBN and ReLU (see annealed.py) while the network is taught by what it was before. What is
-written is a plain encoder with the norm "rep": fold it as any other.
+Block by block, as each step draws, LayerNorm, Swish and GLU give way to RepBN and ReLU (see annealed.py) while the network is
+taught by what it was before. What is written is a plain encoder with the norm "rep": fold it as any other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgefuse.model import Context, Encoder
 from edgefuse.model.reestimate import reestimate
 from edgefuse.model.streaming import valid_frames
 from edgefuse.train import ranks
-from edgefuse.train.annealed import anneal, annealed, settled
+from edgefuse.train.annealed import anneal, annealed, settled, succeeded
 from edgefuse.train.batches import Batch
 from edgefuse.train.closeness import begin_close
 from edgefuse.train.corpora import DEV, TRAIN
@@ -48,6 +48,7 @@ from edgefuse.train.module import Taught
 from edgefuse.train.recipe import ARCHITECTURE, Recipe
 from edgefuse.values import Checkpoint
 
+FIRST = 0.5  # lambda at the start: half of the blocks are what they were
 START_SECONDS = 300.0  # of speech that the start is fitted to: 7500 encoder frames
 BEFORE = ", before"  # behind a test set: what the LayerNorm Conformer heard in it
 
@@ -56,7 +57,7 @@ class Conversion(Taught):
     """The steps of an annealed encoder; its teacher is the LayerNorm Conformer."""
 
     def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
-        """``steps`` is the length of the training; lambda is 0 after the recipe's share of it."""
+        """``steps`` is the length of the training; no block is what it was after the recipe's share of it."""
         super().__init__(encoder, teacher, tokens, recipe, steps)
         self._learnt: list[Tensor] = []  # behind each block, of the batch at hand
         self._taught: list[Tensor] = []
@@ -82,19 +83,14 @@ class Conversion(Taught):
         return answers + self.recipe.stream_share * torch.stack(distances).mean()
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
-        """The loss of a batch, at the lambda of this step."""
-        anneal(self.encoder, self.lambda_)
+        """The loss of a batch, with the blocks that this step draws."""
+        anneal(self.encoder, self.lambda_, torch.Generator().manual_seed(self.recipe.seed * 1_000_033 + self.global_step))
         return super().training_step(batch, number)
-
-    def on_validation_epoch_start(self) -> None:
-        """Listen with the average at the same lambda."""
-        super().on_validation_epoch_start()
-        anneal(self.averaged, self.lambda_)
 
     @property
     def lambda_(self) -> float:
-        """From 1 to 0."""
-        return max(0.0, 1.0 - self.global_step / max(1.0, self.recipe.anneal_share * self.steps))
+        """From `FIRST` to 0."""
+        return FIRST * max(0.0, 1.0 - self.global_step / max(1.0, self.recipe.anneal_share * self.steps))
 
 
 def _keep(kept: list[Tensor], _: nn.Module, __: object, output: Tensor) -> None:
@@ -166,10 +162,10 @@ def fit(
     tokens = Tokens(before.tokens)
     batches = EpochBatches(corpus, dev, tokens, recipe)
     teacher = checkpoints.encoder_of(before)
-    encoder = annealed(teacher)
+    encoder = succeeded(teacher)
     if not resume:  # what was found at the start is in last.ckpt
-        begin_close(encoder, clean_speech(corpus, tokens, recipe.seed, START_SECONDS))
-    training = Conversion(encoder.train(), teacher, tokens, recipe, batches.steps)
+        begin_close(encoder, teacher, clean_speech(corpus, tokens, recipe.seed, START_SECONDS))
+    training = Conversion(annealed(teacher, encoder).train(), teacher, tokens, recipe, batches.steps)
     run(training, batches, output, resume=resume, precision=precision)
     return training
 

@@ -138,5 +138,5 @@ CONVERSION = Recipe(
     chunked_share=0.3,
     teacher_share=1.0,
     stream_share=1.0,
-    anneal_share=0.3,
+    anneal_share=0.5,
 )
