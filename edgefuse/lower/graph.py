@@ -8,8 +8,9 @@ Every rewrite is exact:
 - the subsampling's flatten follows channels-last, as the model's own weights do;
 - no softmax over the vocabulary: the best token is the same.
 
-The utterance may be shorter than the graph: `length` hides the keys behind its end, and because every convolution is causal
-nothing else of the padding can reach a valid frame.
+The utterance may be shorter than the graph: what stands behind `length` is multiplied by 0 before anything hears it, and its keys
+are hidden; because every convolution is causal nothing else of the padding can reach a valid frame. Hiding alone is not enough:
+without a norm on the residual stream loud padding can grow from block to block until its scores outweigh what hides them.
 
 A chunk has caches beside it, one tensor per layer and kind, each given back as the next chunk wants it. Keys are cached without
 their positions, which count from the first frame of the chunk and so move with every chunk. Frames that are ahead of the chunk
@@ -73,7 +74,7 @@ class Hidden(nn.Module):
     """What is added to the scores of the keys of a block: 0 where they are valid, -10000 where not, (1, 1, reach).
 
     Two blocks that look equally far back, at the same frame rate, share one. A Performer has no scores: it counts its keys, those
-    of the chunk alone, as 1 where they are valid and 0 where not.
+    of the chunk alone, as 1 where they are valid and 0 where not. So does the graph with what it is given.
     """
 
     first_frame: Tensor
@@ -130,6 +131,7 @@ class _Network(nn.Module):
             counts = shape.attention == "performer"
             kind = (FULL if counts else sees, own, shape.frames, counts)
             self.hiding.append(None if shape.attention == "none" else kinds.setdefault(kind, len(kinds)))
+        self.counted = kinds.setdefault((FULL, frames, 1, True), len(kinds))
         self.hidden = nn.ModuleList([Hidden(c, own, rate, counts=counts) for c, own, rate, counts in kinds])
 
     def layers(self) -> list[tuple["_Block", int | None]]:
@@ -138,8 +140,13 @@ class _Network(nn.Module):
         return [(block, hiding) for block, hiding in zip(blocks, self.hiding, strict=True) if isinstance(block, _Block)]
 
     def hide(self, length: Tensor, past: Tensor | None = None) -> list[Tensor]:
-        """What every block of a kind is told of its keys."""
+        """What every block of a kind is told of its keys; of the kind `counted`, which encoder frames are valid."""
         return [each(length, past) for each in self.hidden]
+
+    def valid(self, x: Tensor, hidden: list[Tensor]) -> Tensor:
+        """What the graph is given, (1, rate T, w), with zeros behind its end."""
+        counted = hidden[self.counted].transpose(1, 2)
+        return (x.reshape(1, counted.shape[1], -1) * counted).reshape(x.shape)
 
 
 class DeploymentGraph(_Network):
@@ -159,7 +166,7 @@ class DeploymentGraph(_Network):
     def forward(self, features: Tensor, length: Tensor) -> Tensor:
         """Logits of one utterance; frames behind `length` are meaningless."""
         hidden = self.hide(length)
-        x = self.subsampling(F.pad(features, (0, 0, self.subsampling.history, 0)))
+        x = self.subsampling(F.pad(self.valid(features, hidden), (0, 0, self.subsampling.history, 0)))
         for block, hiding in self.layers():
             x = block(x, None if hiding is None else hidden[hiding])
         return self.head(x)  # type: ignore[no-any-return]
@@ -177,9 +184,10 @@ class SecondPassGraph(_Network):
     def forward(self, encoded: Tensor, length: Tensor) -> Tensor:
         """Logits of one utterance; frames behind `length` are meaningless."""
         hidden = self.hide(length)
+        x = self.valid(encoded, hidden)
         for block, hiding in self.layers():
-            encoded = block(encoded, None if hiding is None else hidden[hiding])
-        return self.head(encoded)  # type: ignore[no-any-return]
+            x = block(x, None if hiding is None else hidden[hiding])
+        return self.head(x)  # type: ignore[no-any-return]
 
 
 class StreamingGraph(_Network):
@@ -208,7 +216,7 @@ class StreamingGraph(_Network):
     def forward(self, features: Tensor, length: Tensor, past: Tensor, history: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """Logits of one chunk, those behind `length` meaningless, and the next caches in the order of the given ones."""
         hidden = self.hide(length, past)
-        frames = torch.cat((history, features), dim=1)
+        frames = torch.cat((history, self.valid(features, hidden)), dim=1)
         x = self.subsampling(frames)
         history = _renewed(frames, features.shape[1], self.features_ahead)
         following = [torch.clamp(past + self.step, 0.0, float(self.left)), history]

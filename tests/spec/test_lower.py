@@ -58,6 +58,20 @@ def test_chunks_with_caches_get_the_answer_of_the_whole_recording(changes, folde
         torch.testing.assert_close(torch.cat(answers, 1), wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("norm", ["batch", "rep", "none"])
+def test_padding_that_no_norm_makes_small_is_as_zeros_to_the_bit(norm):
+    checkpoint = a_checkpoint(norm=norm)
+    offline, stream = program_of(checkpoint, [1.0], "fp32", [Chunks(640, 640)]).entries
+    for entry, valid in ((offline, 20.0), (stream, 6.0)):
+        silent = torch.randn(entry.inputs[0].shape)
+        silent[:, 4 * int(valid) :] = 0
+        loud = silent.clone()
+        loud[:, 4 * int(valid) :] = 1e30
+        rest = [torch.tensor([valid]), *(torch.zeros(spec.shape) for spec in entry.inputs[2:])]
+        answers = zip(entry.graph(silent, *rest), entry.graph(loud, *rest), strict=True)
+        assert all(torch.equal(*each) for each in answers)
+
+
 def test_a_streaming_entry_names_its_caches_and_where_they_go_on(fusionformer):
     offline, stream = lower(fold(fusionformer), [1.0], "fp32", [Chunks(150, 310)]).entries
     assert (offline.name, offline.streaming) == ("offline_1000ms", None)
@@ -101,11 +115,11 @@ def test_no_entry_at_all_is_refused(fusionformer):
         lower(fold(fusionformer), (), "fp32")
 
 
-def test_the_folded_graph_multiplies_by_no_constant_but_the_mask(fusionformer):
+def test_the_folded_graph_multiplies_by_no_constant_but_the_masks(fusionformer):
     program = lower(fold(fusionformer), [1.0], "fp32")
     exported = torch.export.export(program.entries[0].graph, program.entries[0].example())
     operators = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
-    assert operators.count("aten.mul.Tensor") == 1
+    assert operators.count("aten.mul.Tensor") == 2
     assert not [name for name in operators if "norm" in name]
 
 
