@@ -28,14 +28,16 @@ def page(plan: Plan, results: Results) -> str:
     """The whole page; of the same results always the same."""
     recipe, host = plan.recipe, results.cost("host") or {}
     steps = recipe.epochs * (recipe.epoch_batches or 0)
+    precisions = " and ".join(sorted({each.precision for each in results.outcomes})) or NOT_RUN
     timed = f"{host['cpu']}, {host['threads']} thread, {host['rounds']} rounds in turns" if host else NOT_RUN
     parts = [
         "# What each idea is worth",
         "",
         "`make study` measures it, and writes this page from `edgefuse/study/results.json`; nothing in it was written by hand.",
         f"All rows have the same corpus, {seeds_of(results.outcomes)} and {steps:,} steps of {recipe.batch_seconds:g} s of",
-        f"speech; the preset is `{recipe.preset}`, far smaller than the papers' models, and the speech is synthetic: figures are",
-        f"to be compared with each other only. What a row changes is in `edgefuse/study/rows.toml`. Timing: {timed}.",
+        f"speech, in {precisions}; the preset is `{recipe.preset}`, far smaller than the papers' models, and the speech is",
+        "synthetic: figures are to be compared with each other only. What a row changes is in `edgefuse/study/rows.toml`.",
+        f"Timing: {timed}.",
         "",
         "## What they hear",
         "",

@@ -7,11 +7,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgefuse.atomic import failures_in_words
 from edgefuse.errors import MissingFile, UsageError
 from edgefuse.verify.wer import WordErrors
+
+if TYPE_CHECKING:
+    from edgefuse.train.loop import Precision
 
 RESULTS = "results.json"  # all of them
 COSTS = "costs.json"  # what rows cost, whatever they have learnt
@@ -29,6 +32,7 @@ class Outcome:
         seed: of its recipe.
         status: "diverged" is a result as well.
         recipe: what it was trained with, as JSON.
+        precision: in which its layers were computed; this machine's usual one.
         told: how it diverged; else "".
         steps: that were taken.
         errors: by what was measured of it ("" for the whole, or for example "4 layers"), then by test set, "seen, 640 ms" being
@@ -39,6 +43,7 @@ class Outcome:
     seed: int
     status: Status
     recipe: Mapping[str, Any]
+    precision: Precision
     told: str = ""
     steps: int = 0
     errors: Mapping[str, Mapping[str, WordErrors]] = field(default_factory=dict)

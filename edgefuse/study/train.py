@@ -23,7 +23,6 @@ from edgefuse.train.corpora import DEV, TRAIN
 from edgefuse.train.loop import (
     EVALUATION_BATCH_SECONDS,
     LAST,
-    Precision,
     Speech,
     answer_again,
     finish,
@@ -31,6 +30,7 @@ from edgefuse.train.loop import (
     fitting,
     open_speech,
     training_speech,
+    usual_precision,
 )
 from edgefuse.train.module import Answer, evaluate
 from edgefuse.train.pieces import learn_tokens
@@ -80,12 +80,12 @@ def train_row(plan: Plan, row: Row, seed: int, corpus: Corpus, folder: Path) -> 
     try:
         encoder, steps = _converted(row, corpus, folder, place, recipe) if row.converts else _fitted(corpus, place, recipe)
     except TrainingDiverged as error:
-        return Outcome(row.name, seed, "diverged", told, told=error.sentence)
+        return Outcome(row.name, seed, "diverged", told, usual_precision(), told=error.sentence)
     store = corpus.train.store
     written = checkpoints.of_encoder(encoder, store.mean, store.istd, corpus.tokens.symbols)
     checkpoints.write(place / "checkpoint", written)
     errors = {part: _errors(answer, heard, corpus) for part, heard, answer in _parts(row, encoder, corpus, recipe)}
-    return Outcome(row.name, seed, "trained", told, steps=steps, errors=errors)
+    return Outcome(row.name, seed, "trained", told, usual_precision(), steps=steps, errors=errors)
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
@@ -98,20 +98,15 @@ def _fitted(corpus: Corpus, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
     """Train from the start, or go on with what was interrupted; the encoder, and how many steps it took."""
     config = recipe.encoder(len(corpus.tokens))
     speech, resume = fitting(corpus.train, corpus.tokens, config), (place / LAST).is_file()
-    training = fit(speech, corpus.dev, place, recipe, config, corpus.tokens, resume=resume, precision=_precision())
+    training = fit(speech, corpus.dev, place, recipe, config, corpus.tokens, resume=resume, precision=usual_precision())
     return finish(training, corpus.train, corpus.tokens), training.steps
 
 
 def _converted(row: Row, corpus: Corpus, folder: Path, place: Path, recipe: Recipe) -> tuple[Encoder, int]:
     """Turn the norms of another row's checkpoint into those of this row, taught by what it was."""
     start, resume = folder / "runs" / f"{row.converts}-{recipe.seed}" / "checkpoint", (place / LAST).is_file()
-    convert_norm(start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads(), precision=_precision())
+    convert_norm(start, corpus.folder, place, recipe, resume=resume, threads=torch.get_num_threads())
     return checkpoints.encoder_of(checkpoints.read(place / "checkpoint")), recipe.epochs * (recipe.epoch_batches or 0)
-
-
-def _precision() -> Precision:
-    """On a GPU bf16; on a CPU fp32, since few of them multiply bf16 faster."""
-    return "bf16" if torch.cuda.is_available() else "fp32"
 
 
 def _parts(row: Row, encoder: Encoder, corpus: Corpus, recipe: Recipe) -> Iterator[tuple[str, EncoderConfig, Answer]]:

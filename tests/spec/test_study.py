@@ -76,7 +76,7 @@ def test_a_row_is_trained_once_and_its_errors_are_those_of_both_sets_whole_and_i
 
 def test_a_finished_row_of_another_recipe_is_refused(tmp_path: Path) -> None:
     plan = Plan(QUICK, (LN,))
-    told = {**Outcome("conformer", 1, "trained", {"epochs": 9}).to_json()}
+    told = {**Outcome("conformer", 1, "trained", {"epochs": 9}, "fp32").to_json()}
     write_json(outcome_path(tmp_path, "conformer", 1), told)
     with pytest.raises(UsageError, match="another recipe: other epochs"):
         train_rows(plan, tmp_path, tmp_path, seeds=(1,), say=lambda _: None)
@@ -138,11 +138,11 @@ def some_results() -> Results:
     """Two rows with two seeds, one that diverged with both, and costs."""
     rates = {"conformer": (100, 120), "fusionformer": (101, 123), "best": (150, 150)}
     outcomes = [
-        Outcome(row, seed, "trained", {}, steps=3, errors={"": {name: errors(count) for name in (*BOTH, "seen, 640 ms")}})
+        Outcome(row, seed, "trained", {}, "fp32", steps=3, errors={"": {name: errors(count) for name in (*BOTH, "seen, 640 ms")}})
         for row, both in rates.items()
         for seed, count in enumerate(both, start=1)
     ]
-    outcomes += [Outcome("no-norm", seed, "diverged", {}, told="The loss of step 5 is inf.") for seed in (1, 2)]
+    outcomes += [Outcome("no-norm", seed, "diverged", {}, "fp32", told="The loss of step 5 is inf.") for seed in (1, 2)]
     ratios = {"conformer": 1.0, "fusionformer": 0.9, "best": 0.3, "shared-sampled": 0.9, "shared-sampled, 4 layers": 0.54}
     latencies = {row: {"ratio": ratio} for row, ratio in ratios.items()}
     return Results(
