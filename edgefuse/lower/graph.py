@@ -288,16 +288,17 @@ class _Block(nn.Module):
         if self.attends:
             self.norm_attention = _norm(source.norm_attention)
             self.attention = _attention(source.attention, positions_within(table, frames, context), frames, context.ahead)
-        self.convolution = _Convolution(source.convolution, context.ahead // shape.stride)
+        convolution = _TwoPathConvolution if source.convolution.paths > 1 else _Convolution
+        self.convolution = convolution(source.convolution, context.ahead // shape.stride)
         self.norm_final = _norm(source.norm_final)
         self.half_step = source.half_step
         self.sum1, self.sum2, self.sum3, self.sum4 = (Point(line="residual") for _ in range(4))
 
     @property
     def caches(self) -> int:
-        """How many it has: two of softmax attention or one of a Performer's, and one of the convolution."""
+        """How many it has: two of softmax attention or one of a Performer's, and one of each path of the convolution."""
         attention = (1 if isinstance(self.attention, _Performer) else 2) if self.attends else 0
-        return attention + 1
+        return attention + self.convolution.paths
 
     def forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         """`hidden` is what its `Hidden` gives, or None where it has no attention."""
@@ -310,15 +311,15 @@ class _Block(nn.Module):
 
     def stream(self, x: Tensor, hidden: Tensor | None, *caches: Tensor) -> tuple[Tensor, ...]:
         """The same for a chunk: x, and the caches as the next chunk wants them."""
-        *past, inputs = caches
+        past, inputs = [*caches[: -self.convolution.paths]], [*caches[-self.convolution.paths :]]
         x = self.sum1(x + self._step(self.macaron(x)))
         if hidden is not None:
             mixed, *past = self.attention.stream(self.norm_attention(x), hidden, *past)
             x = self.sum2(every(x, self.stride) + mixed)
-        convolved, inputs = self.convolution.stream(x, inputs)
+        convolved, *inputs = self.convolution.stream(x, *inputs)
         x = self.sum3(x + convolved)
         x = self.sum4(x + self._step(self.feed_forward(x)))
-        return self.norm_final(x), *past, inputs
+        return self.norm_final(x), *past, *inputs
 
     def _step(self, x: Tensor) -> Tensor:
         return x if self.half_step == 1.0 else x * self.half_step
@@ -466,6 +467,7 @@ class _Performer(nn.Module):
 
 class _Convolution(nn.Module):
     silence: Tensor
+    paths = 1
 
     def __init__(self, source: Convolution, ahead: int) -> None:
         super().__init__()
@@ -474,6 +476,7 @@ class _Convolution(nn.Module):
         self.pointwise1, self.pointwise2 = _linear(source.pointwise1), _linear(source.pointwise2)
         self.depthwise = _as_conv2d(source.depthwise.conv)
         self.depthwise_norm = _norm(source.depthwise.norm)
+        self.is_folded = isinstance(self.depthwise_norm, nn.Identity)
         conv = source.depthwise.conv
         self.register_buffer("silence", torch.zeros(1, source.depthwise.history, conv.in_channels, dtype=conv.weight.dtype))
         self.input, self.inputs, self.output = Point("pointwise1"), Point("depthwise"), Point(of="pointwise2")
@@ -481,24 +484,57 @@ class _Convolution(nn.Module):
         self.filtered, self.activated = Point(of="depthwise"), Point("pointwise2")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.stream(x, self.silence)[0]
+        return self.stream(x, *[self.silence] * self.paths)[0]
 
-    def stream(self, x: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for a window, after the last inputs of the depthwise convolution (1, kernel - 1, w); and these renewed."""
-        inputs = torch.cat((inputs, self._inputs(x)), dim=1)
-        return self._convolve(inputs), _renewed(inputs, x.shape[1], self.ahead)
+    def stream(self, x: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The same for a window, after the last inputs of each depthwise convolution (1, kernel - 1, w); and these renewed."""
+        heard = [torch.cat(each, dim=1) for each in zip(inputs, self._inputs(self.norm(x)), strict=True)]
+        mixed: Tensor = self.output(self.pointwise2(self.activated(self._convolve(*heard))))
+        return mixed, *(_renewed(each, x.shape[1], self.ahead) for each in heard)
 
-    def _inputs(self, x: Tensor) -> Tensor:
-        return self.gated(self.gate(self.expanded(self.pointwise1(self.input(self.norm(x))))))  # type: ignore[no-any-return]
+    def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.gated(self.gate(self.expanded(self.pointwise1(self.input(x))))),)
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        x = self.depthwise(self.inputs(x.reshape(1, 1, x.shape[1], x.shape[2]).permute(0, 3, 1, 2)))
-        if isinstance(self.depthwise_norm, nn.Identity):
+    def _convolve(self, *inputs: Tensor) -> Tensor:
+        x = self.depthwise(self.inputs(_as_image(inputs[0])))
+        if self.is_folded:
             x = self.activation(x)  # before the axes move back: runtimes fuse it into the convolution
-        x = self.filtered(x).permute(0, 2, 3, 1).reshape(1, x.shape[3], x.shape[1])
-        if not isinstance(self.depthwise_norm, nn.Identity):
-            x = self.activation(self.depthwise_norm(x))
-        return self.output(self.pointwise2(self.activated(x)))  # type: ignore[no-any-return]
+        x = _as_sequence(self.filtered(x))
+        return x if self.is_folded else self.activation(self.depthwise_norm(x))
+
+
+class _TwoPathConvolution(_Convolution):
+    paths = 2
+
+    def __init__(self, source: Convolution, ahead: int) -> None:
+        super().__init__(source, ahead)
+        self.second_pointwise1 = _linear(source.second_pointwise1)
+        self.second_depthwise = _as_conv2d(source.second_depthwise.conv)
+        self.second_depthwise_norm = _norm(source.second_depthwise.norm)
+        self.input = Point("pointwise1", "second_pointwise1")
+        self.second_inputs, self.second_filtered = Point("second_depthwise"), Point(of="second_depthwise")
+        self.second_gated = Point(of="second_pointwise1")
+
+    def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        return *super()._inputs(x), self.second_gated(self.gate(self.second_pointwise1(self.input(x))))
+
+    def _convolve(self, *inputs: Tensor) -> Tensor:
+        first = self.filtered(self.depthwise(self.inputs(_as_image(inputs[0]))))
+        second = self.second_filtered(self.second_depthwise(self.second_inputs(_as_image(inputs[1]))))
+        if self.is_folded:
+            return _as_sequence(self.activation(first + second))
+        x: Tensor = self.depthwise_norm(_as_sequence(first)) + self.second_depthwise_norm(_as_sequence(second))
+        return self.activation(x)  # type: ignore[no-any-return]
+
+
+def _as_image(x: Tensor) -> Tensor:
+    """(1, T, C) to (1, C, 1, T)."""
+    return x.reshape(1, 1, x.shape[1], x.shape[2]).permute(0, 3, 1, 2)
+
+
+def _as_sequence(x: Tensor) -> Tensor:
+    """(1, C, 1, T) to (1, T, C)."""
+    return x.permute(0, 2, 3, 1).reshape(1, x.shape[3], x.shape[1])
 
 
 class _ChannelsLastBatchNorm(nn.Module):

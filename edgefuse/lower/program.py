@@ -246,4 +246,5 @@ def _caches_of(config: EncoderConfig, block: BlockShape, left: int) -> Iterator[
     if block.attention == "performer":
         sums = (block.heads, block.head_dimension, block.head_dimension + 1)
         yield "sums", sums, "sums over all that was said, of phi(key) (value, 1)'"
-    yield "inputs", (1, block.kernel - 1, config.conv_width), "last inputs of the depthwise convolution"
+    for name in ("inputs", "second_inputs")[: config.conv_paths]:
+        yield name, (1, block.kernel - 1, config.conv_width), "last inputs of the depthwise convolution"

@@ -118,6 +118,8 @@ class EncoderConfig:
         second_pass: how many of the last blocks see the whole utterance even in a stream and have a CTC head of their own:
             the second pass of a cascade (Practical Conformer [R abstract]).
         residual_norms_kept: the checkpoint has been folded, but the norms on the residual stream could not be.
+        conv_paths: 2: in GLU's place stand two ReLUs, each behind a pointwise and before a depthwise convolution of its own,
+            and what these give is added up: a sigma(b) is close to 1/2 relu(a + b) - 1/2 relu(b - a) [I].
     """
 
     vocabulary_size: int
@@ -146,6 +148,7 @@ class EncoderConfig:
     shared_blocks: bool = False
     second_pass: int = 0
     residual_norms_kept: bool = False
+    conv_paths: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what no encoder can be, in words."""
@@ -237,7 +240,7 @@ class EncoderConfig:
 
 
 AS_TRAINED = "Use the config.json that the model was trained with."
-OPTIONAL = frozenset({"subsampling", "stages", "shared_blocks", "second_pass", "residual_norms_kept"})
+OPTIONAL = frozenset({"subsampling", "stages", "shared_blocks", "second_pass", "residual_norms_kept", "conv_paths"})
 NAMES: Mapping[Norm, str] = MappingProxyType(
     {
         "batch": "FusionFormer",
@@ -326,13 +329,21 @@ def _range_problems(config: EncoderConfig) -> list[str]:
         problems.append(f"mel_bins {config.mel_bins} leave nothing after the subsampling")
     if config.max_frames < FEWEST_FRAMES:
         problems.append(f"max_frames {config.max_frames} are less than 4 seconds")
-    if config.conv_expansion not in (1, 2):
-        problems.append(f"conv_expansion is {reprlib.repr(config.conv_expansion)}, not 1 or 2")
     if not 0 <= config.dropout < 1:
         problems.append(f"dropout is {config.dropout}, not within 0..1")
     if config.norm == "none" and config.norm_residual != "none":
         problems.append(f'norm is "none", but norm_residual is {config.norm_residual!r}')
+    problems += _convolution_problems(config)
     return problems or [*_stage_problems(config), *_cascade_problems(config)]
+
+
+def _convolution_problems(config: EncoderConfig) -> Iterator[str]:
+    """What is wrong with the convolution modules."""
+    for name in ("conv_expansion", "conv_paths"):
+        if getattr(config, name) not in (1, 2):
+            yield f"{name} is {reprlib.repr(getattr(config, name))}, not 1 or 2"
+    if config.conv_paths > 1 and (config.activation, config.conv_relu) != ("relu", "both"):
+        yield "two conv_paths want ReLUs in the places of GLU and Swish"
 
 
 def _stage_problems(config: EncoderConfig) -> Iterator[str]:

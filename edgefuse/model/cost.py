@@ -53,7 +53,7 @@ def cost(config: EncoderConfig) -> Cost:
     return Cost(
         subsampling=_subsampling(config) * config.rate,
         linears=sum(_linears(config, block) for block in blocks) + heads * config.dimension * config.vocabulary_size,
-        depthwise=sum(block.frames // block.stride * config.conv_width * block.kernel for block in blocks),
+        depthwise=sum(block.frames // block.stride * config.conv_paths * config.conv_width * block.kernel for block in blocks),
         attention=sum(_state(block) for block in blocks),
         attention_per_key=sum(_per_key(block) for block in blocks),
         frame_ms=config.reduction * FEATURE_HOP_MS,
@@ -74,7 +74,7 @@ def _subsampling(config: EncoderConfig) -> int:
 def _linears(config: EncoderConfig, block: BlockShape) -> int:
     """Per encoder frame: what stands before the stride runs as often as there are frames before it."""
     d, width, before, behind = config.dimension, config.conv_width, block.frames, block.frames // block.stride
-    gate = 2 if config.activation == "swish" else 1
+    gate = 2 if config.activation == "swish" else config.conv_paths
     attention = 0 if block.attention == "none" else d * block.attention_dimension * (2 * before + 2 * behind)
     return (before + behind) * 2 * d * block.feed_forward + attention + behind * (gate * d * width + width * d)
 

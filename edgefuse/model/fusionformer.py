@@ -10,7 +10,8 @@ With every norm N in its place (N is the identity where the configuration has no
     logits = Wc . N(x)                                                          CTC head
 
 In a FusionFormer N follows every linear and every convolution, act and gate are ReLU, and nothing stands on the residual
-stream: every N folds. In the Conformer N stands before each branch and after each block, act is Swish and gate is GLU.
+stream: every N folds. In the Conformer N stands before each branch and after each block, act is Swish and gate is GLU. With two
+paths a second N(DW . gate(N(PW1 . N(x)))) is added to the first in front of act.
 """
 
 import math
@@ -117,13 +118,20 @@ class Convolution(nn.Module):
         self.pointwise1 = NormedLinear(config, config.dimension, config.conv_width * (2 if swish else 1))
         self.depthwise = CausalDepthwise(config, kernel)
         self.pointwise2 = NormedLinear(config, config.conv_width, config.dimension)
+        self.paths = config.conv_paths
+        if self.paths > 1:
+            self.second_pointwise1 = NormedLinear(config, config.dimension, config.conv_width)
+            self.second_depthwise = CausalDepthwise(config, kernel)
         self.gate = nn.GLU() if swish else relu_if(config.conv_relu in ("both", "pointwise"))
         self.activation = nn.SiLU() if swish else relu_if(config.conv_relu in ("both", "depthwise"))
 
     def forward(self, x: Tensor, valid: Tensor, context: Context) -> Tensor:
         """(B, T, d) to (B, T, d)."""
-        x = self.gate(self.pointwise1(self.norm(x, valid), valid))
-        return self.pointwise2(self.activation(self.depthwise(x, valid, context)), valid)  # type: ignore[no-any-return]
+        x = self.norm(x, valid)
+        filtered = self.depthwise(self.gate(self.pointwise1(x, valid)), valid, context)
+        if self.paths > 1:
+            filtered = filtered + self.second_depthwise(self.gate(self.second_pointwise1(x, valid)), valid, context)
+        return self.pointwise2(self.activation(filtered), valid)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -110,7 +110,8 @@ def rounded_values(encoder: Encoder, plan: Plan) -> Iterator[None]:
 def _maker(encoder: Encoder, site: Site) -> nn.Module:
     """The module whose answer stands at the point that a layer makes: itself, unless an activation is before the point."""
     parent, _, name = site.layer.rpartition(".")
-    if name == "depthwise" and isinstance(encoder.get_submodule(f"{site.layer}.norm"), NoNorm):
+    is_one_path = encoder.config.conv_paths == 1
+    if name == "depthwise" and is_one_path and isinstance(encoder.get_submodule(f"{site.layer}.norm"), NoNorm):
         return encoder.get_submodule(f"{parent}.activation")
     return encoder.get_submodule(source_of(site.layer))
 

@@ -40,6 +40,7 @@ READERS = {
     "convolution": ("pointwise1",),
     "feed_forward": ("w1",),
 }
+PATHS = ("", "second_")  # of a convolution module
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +162,17 @@ def _branches(block: str, config: EncoderConfig) -> Iterator[Seam | Refusal]:
         return
     for path in (f"{block}.macaron", f"{block}.feed_forward"):
         yield Seam(f"{path}.w1.linear", _layer(f"{path}.w1.linear"), ((f"{path}.w2.linear.weight", 1),), (f"{path}.hidden",))
-    pointwise1, depthwise, pointwise2 = (
-        f"{convolution}.{name}" for name in ("pointwise1.linear", "depthwise.conv", "pointwise2.linear")
-    )
-    yield Seam(pointwise1, _layer(pointwise1), ((f"{depthwise}.weight", 0),), (f"{convolution}.gated",))
+    paths = PATHS[: config.conv_paths]
+    for path in paths:
+        pointwise1, depthwise = f"{convolution}.{path}pointwise1.linear", f"{convolution}.{path}depthwise.conv"
+        yield Seam(pointwise1, _layer(pointwise1), ((f"{depthwise}.weight", 0),), (f"{convolution}.{path}gated",))
+    depthwise = f"{convolution}.depthwise.conv"
     if config.norm == "layer":
         yield Refusal(depthwise, "a norm may stand behind the depthwise convolution")
-    else:
-        yield Seam(depthwise, _layer(depthwise), ((f"{pointwise2}.weight", 1),), (f"{convolution}.filtered",))
+        return
+    filters = tuple(name for path in paths for name in _layer(f"{convolution}.{path}depthwise.conv"))
+    filtered = tuple(f"{convolution}.{path}filtered" for path in paths)
+    yield Seam(depthwise, filters, ((f"{convolution}.pointwise2.linear.weight", 1),), filtered)
 
 
 def _residual(config: EncoderConfig) -> Seam:
@@ -181,6 +185,8 @@ def _residual(config: EncoderConfig) -> Seam:
     ]
     writers = ["subsampling.linear.linear", *(f"{block}.{branch}.{WRITERS[branch]}.linear" for block, branch in branches)]
     readers = [f"{block}.{branch}.{name}.linear.weight" for block, branch in branches for name in READERS[branch]]
+    if config.conv_paths > 1:
+        readers += [f"{block}.convolution.second_pointwise1.linear.weight" for block, _ in _blocks(config)]
     return Seam(
         "residual",
         tuple(name for writer in writers for name in _layer(writer)),

@@ -290,17 +290,27 @@ def finish(training: Training, corpus: Speech, tokens: Tokens) -> Encoder:
     return encoder.eval()
 
 
-def training_speech(corpus: Speech, tokens: Tokens, recipe: Recipe, frame_ms: int) -> Iterator[tuple[Tensor, Tensor, Context]]:
+def training_speech(
+    corpus: Speech,
+    tokens: Tokens,
+    recipe: Recipe,
+    frame_ms: int,
+    *,
+    seconds: float | None = None,
+    batch_seconds: float | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Context]]:
     """Speech as a training hears it, augmented and in whole or in chunks: features, lengths and context, to measure on."""
-    batches = corpus.batches(tokens, REESTIMATION_BATCH_SECONDS, seed=recipe.seed, augmentation=recipe.augmentation)
-    for number, batch in enumerate(_first_seconds(batches, REESTIMATION_SECONDS)):
+    batches = corpus.batches(
+        tokens, batch_seconds or REESTIMATION_BATCH_SECONDS, seed=recipe.seed, augmentation=recipe.augmentation
+    )
+    for number, batch in enumerate(_first_seconds(batches, seconds or REESTIMATION_SECONDS)):
         yield batch.features, batch.lengths, draw_context(recipe, number, frame_ms)
 
 
-def clean_speech(corpus: Speech, tokens: Tokens, seed: int, seconds: float = CLEAN_SECONDS) -> Iterator[tuple[Tensor, Tensor]]:
+def clean_speech(corpus: Speech, tokens: Tokens, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Training speech that nothing is done to: features and lengths, to measure on."""
     batches = corpus.batches(tokens, EVALUATION_BATCH_SECONDS, seed=seed)
-    return ((b.features, b.lengths) for b in _first_seconds(batches, seconds))
+    return ((b.features, b.lengths) for b in _first_seconds(batches, CLEAN_SECONDS))
 
 
 def heard_by(begin: Checkpoint, spoken: Speech) -> Speech:

@@ -59,7 +59,6 @@ class Recipe:
     )
     outlier_filtration: bool = False  # of Unified Normalization: off, as for text [R]; `skip_counter` counts what it left out
     stream_share: float = 0.0  # beside the loss of a conversion: how far each block is from the teacher's; see convert_norm.py
-    anneal_share: float = 0.0  # of the steps of a conversion: until nothing is left of LayerNorm, Swish and GLU; see annealed.py
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -135,5 +134,4 @@ CONVERSION = Recipe(
     chunked_share=0.3,
     teacher_share=1.0,
     stream_share=1.0,
-    anneal_share=0.5,
 )

@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "two funnels by 6": {"layers": 3, "subsampling": 6, "stages": (Stage(1, stride=2), Stage(2, stride=2, left=5))},
     "cascade": {"layers": 3, "second_pass": 1},
     "cascade behind a funnel": {"layers": 3, "second_pass": 1, "stages": (Stage(1, stride=2), Stage(1, "performer"), Stage(1))},
+    "two paths": {"conv_paths": 2, "activation": "relu"},
     "no positions": {"positions": "none", "stages": (Stage(1), Stage(1, "none"))},
 }
 architectures = pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())

@@ -50,7 +50,11 @@ def test_inspect_counts_the_trained_parameters(capsys, whole_checkpoint):
     assert parsed(capsys, "inspect", whole_checkpoint)["parameters"] == sum(p.numel() for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("changes", [{"folded": True}, {"folded": True, "conv_expansion": 2}, {"norm": "layer"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"folded": True}, {"folded": True, "conv_expansion": 2}, {"folded": True, "conv_paths": 2}, {"norm": "layer"}],
+    ids=str,
+)
 def test_the_cost_is_what_pytorch_counts_in_the_deployment_graph(changes):
     frames, config = 100, a_config(**{"positions": "none", **changes})
     graph = DeploymentGraph(Encoder(config).eval(), frames)

@@ -21,6 +21,7 @@ BOUND = 1e-10
 FOLDABLE = [
     {},
     {"conv_expansion": 2},
+    {"conv_paths": 2},
     {"norm_positions": True},
     {"norm_residual": "output"},
     {"scale_embedding": True},

@@ -14,6 +14,7 @@ CONFIGS = [
     {},
     {"positions": "none"},
     {"conv_expansion": 2},
+    {"conv_paths": 2},
     {"norm_positions": True},
     {"norm_residual": "block"},
     {"norm": "layer"},

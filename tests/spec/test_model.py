@@ -221,6 +221,7 @@ def test_twins_have_about_the_same_parameters(size):
 
 SWITCHES = [
     {"conv_expansion": 2},
+    {"conv_paths": 2},
     {"conv_relu": "pointwise"},
     {"conv_relu": "depthwise"},
     {"norm_positions": True},

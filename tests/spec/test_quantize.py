@@ -279,6 +279,7 @@ def test_a_unit_on_one_side_only_is_another_model(folded, speech):
             {"norm_residual": "block"},
             {"norm_residual": "block", "shared_blocks": True},
             {"conv_expansion": 2},
+            {"conv_paths": 2},
         ),
         *({"subsampling": 8}, {"shared_blocks": True}, {"stages": (Stage(1, "none"), Stage(1, "performer"))}),
         {"stages": (Stage(1, heads=1, attention_dimension=8), Stage(1, stride=2))},
