@@ -65,7 +65,9 @@ def converted_config(config: EncoderConfig) -> EncoderConfig:
 
 
 @torch.no_grad()
-def successor(before: Encoder, batches: Iterable[tuple[Tensor, Tensor, Context]]) -> Encoder:
+def successor(
+    before: Encoder, batches: Iterable[tuple[Tensor, Tensor, Context]], say: Callable[[str], None] = lambda _: None
+) -> Encoder:
     """What a Conformer becomes, fitted to it over speech: (features (B, T, mels), lengths (B,), context); in evaluation."""
     encoder = Encoder(converted_config(before.config)).to(before.ctc.weight.dtype).eval()
     shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
@@ -73,6 +75,7 @@ def successor(before: Encoder, batches: Iterable[tuple[Tensor, Tensor, Context]]
     encoder.load_state_dict(kept, strict=False)
     speech, shared = [*batches], encoder.config.shared_blocks
     for number, (block, was) in enumerate(zip(encoder.blocks, before.blocks, strict=True)):
+        say(f"fitting block {number + 1} of {len(encoder.blocks)}")
         is_first = number == 0 and isinstance(was.norm_final, LayerNorm) and not shared
         basis = _rebased(encoder, before, speech) if is_first else None
         names = (*_WATCHED, *(_WATCHED_ATTENTION if cast("Block", was).attends else ()))

@@ -156,7 +156,7 @@ def fit(
     # what was found at the start of a run that goes on is in its last.ckpt
     spoken = {"seconds": START_SECONDS, "batch_seconds": START_BATCH_SECONDS}
     heard = training_speech(corpus, tokens, recipe, before.config.frame_ms, **spoken)
-    encoder = Encoder(converted_config(before.config)) if resume else successor(teacher, heard)
+    encoder = Encoder(converted_config(before.config)) if resume else successor(teacher, heard, ranks.say)
     training = Conversion(encoder.train(), teacher, tokens, recipe, batches.steps)
     run(training, batches, output, resume=resume, precision=precision)
     return training
