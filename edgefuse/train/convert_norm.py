@@ -20,7 +20,7 @@ from edgefuse import checkpoint as checkpoints
 from edgefuse.decode.tokens import Tokens
 from edgefuse.errors import UsageError
 from edgefuse.model import Context, Encoder
-from edgefuse.model.reestimate import reestimate
+from edgefuse.model.normalization import StatisticsNorm
 from edgefuse.model.streaming import valid_frames
 from edgefuse.train import ranks
 from edgefuse.train.batches import Batch
@@ -55,11 +55,18 @@ BEFORE = ", before"  # behind a test set: what the LayerNorm Conformer heard in 
 
 
 class Conversion(Taught):
-    """The steps of a successor; its teacher is the LayerNorm Conformer."""
+    """The steps of a successor; its teacher is the LayerNorm Conformer.
+
+    Its norms keep the statistics that they begin with: statistics of each batch only blur what is close already. From one start,
+    after 60 and 120 steps of 150 s, word errors on `dev` were 11.9 and 7.4 % with them, 6.5 and 3.9 % without [M].
+    """
 
     def __init__(self, encoder: Encoder, teacher: Encoder, tokens: Tokens, recipe: Recipe, steps: int) -> None:
         """``steps`` is the length of the training."""
         super().__init__(encoder, teacher, tokens, recipe, steps)
+        for norm in self.encoder.modules():
+            if isinstance(norm, StatisticsNorm):
+                norm.eval()  # Lightning leaves every module in its mode
         self._learnt: list[Tensor] = []  # behind each block, of the batch at hand
         self._taught: list[Tensor] = []
         for each, kept in ((self.encoder, self._learnt), (self.teacher, self._taught)):
@@ -126,7 +133,6 @@ def convert_norm(
     if not ranks.is_first():
         return None
     encoder = training.averaged.cpu().eval().requires_grad_(requires_grad=False)
-    reestimate(encoder, training_speech(corpus, tokens, recipe, encoder.config.frame_ms))
     written = output / "checkpoint"
     mean, istd = before.frontend_mean, before.frontend_istd
     checkpoints.write(written, checkpoints.of_encoder(encoder, mean, istd, before.tokens))

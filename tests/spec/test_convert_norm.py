@@ -116,6 +116,17 @@ def test_two_relus_gate_as_a_glu_does():
     assert float(left.var(0).mean()) < 0.02 * float(wanted.var(0).mean())
 
 
+def test_its_norms_keep_their_statistics_and_learn_the_rest(corpus, tmp_path):
+    spoken, dev = (open_speech(corpus).load(name) for name in ("train", "dev"))
+    training = fit(a_conformer(), spoken, dev, tmp_path, QUICK)
+    norm = "blocks.0.macaron.norm"
+    assert not training.encoder.get_submodule(norm).training
+    for each in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(training.averaged.state_dict()[f"{norm}.{each}"], training.encoder.state_dict()[f"{norm}.{each}"])
+    assert int(training.encoder.state_dict()[f"{norm}.num_batches_tracked"]) == 0
+    assert training.encoder.get_submodule(norm).weight.detach().ne(1.0).any()  # where it began
+
+
 def test_an_interrupted_conversion_ends_with_the_same_weights(corpus, tmp_path, monkeypatch):
     before = a_conformer()
     spoken, dev = (open_speech(corpus).load(name) for name in ("train", "dev"))
