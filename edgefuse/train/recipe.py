@@ -119,9 +119,6 @@ FINE_TUNING = Recipe(
     chunked_share=0.3,
     teacher_share=1.0,  # 4 bits, unseen, 200 steps of 28 s: 25.6 % before, 20.4 % with the teacher, 25.4 % with CTC alone [M]
 )
-# Of `conformer-tiny`, on 46 hours of speech, 2,100 steps of 300 s, 14.5 % of the speech that it was trained with, word errors on
-# `dev` in percent: 20.7 after 100 steps, 6.2 after 600, 3.4 after 900, 3.5 after 1100 (lambda is 0 from 1050 on), 2.3 after 1500,
-# 1.9 in the end [M].
 CONVERSION = Recipe(
     epochs=40,
     epoch_batches=100,
