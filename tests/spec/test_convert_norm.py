@@ -127,6 +127,16 @@ def test_its_norms_keep_their_statistics_and_learn_the_rest(corpus, tmp_path):
     assert training.encoder.get_submodule(norm).weight.detach().ne(1.0).any()  # where it began
 
 
+def test_runs_of_any_seed_begin_alike_so_that_they_have_a_mean(corpus, tmp_path):
+    spoken, dev = (open_speech(corpus).load(name) for name in ("train", "dev"))
+    one, other = (fit(a_conformer(), spoken, dev, tmp_path / str(seed), replace(QUICK, seed=seed)) for seed in (1, 2))
+    theirs = other.encoder.state_dict()
+    statistics = [name for name in theirs if "running_" in name]
+    assert statistics  # norms keep those that they begin with
+    assert all(torch.equal(one.encoder.state_dict()[name], theirs[name]) for name in statistics)
+    assert not all(torch.equal(tensor, theirs[name]) for name, tensor in one.encoder.state_dict().items())
+
+
 def test_an_interrupted_conversion_ends_with_the_same_weights(corpus, tmp_path, monkeypatch):
     before = a_conformer()
     spoken, dev = (open_speech(corpus).load(name) for name in ("train", "dev"))
