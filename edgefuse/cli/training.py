@@ -89,8 +89,8 @@ def train(
         tune = partial(fine_tune, start, scheme, speech, output, replace(FINE_TUNING, **told), calibration=calibration)
         trained = tune(resume=resume, threads=threads, features=features)
     else:
-        from edgefuse.train.loop import train as run
         from edgefuse.train.recipe import Recipe
+        from edgefuse.train.train import train as run
 
         trained = run(speech, output, Recipe(**told), resume=resume, threads=threads, features=features, start=start)
     if trained is None:  # one of several processes, and not the first

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edgefuse.recognizer import Streamed
     from edgefuse.search import Found
     from edgefuse.target import Target
-    from edgefuse.train.loop import Trained
+    from edgefuse.train.metrics import Trained
     from edgefuse.train.pretrain import Pretrained
     from edgefuse.values import Check, FoldedModel
     from edgefuse.verify.bootstrap import Difference

@@ -20,20 +20,12 @@ from edgefuse.study.results import CHUNKED, Outcome
 from edgefuse.study.rows import Plan, Row, config_at_depth, require_built
 from edgefuse.train.convert_norm import convert_norm
 from edgefuse.train.corpora import DEV, TRAIN
-from edgefuse.train.loop import (
-    EVALUATION_BATCH_SECONDS,
-    LAST,
-    Speech,
-    answer_again,
-    finish,
-    fit,
-    fitting,
-    open_speech,
-    training_speech,
-    usual_precision,
-)
+from edgefuse.train.loop import LAST, usual_precision
+from edgefuse.train.metrics import answer_again
 from edgefuse.train.module import Answer, evaluate
 from edgefuse.train.pieces import learn_tokens
+from edgefuse.train.speech import EVALUATION_BATCH_SECONDS, Speech, fitting, open_speech, training_speech
+from edgefuse.train.train import finish, fit
 
 if TYPE_CHECKING:
     from edgefuse.train.recipe import Recipe

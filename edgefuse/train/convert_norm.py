@@ -26,28 +26,12 @@ from edgefuse.model.streaming import valid_frames
 from edgefuse.train import ranks
 from edgefuse.train.batches import Batch
 from edgefuse.train.closeness import converted_config, successor
-from edgefuse.train.corpora import DEV, TRAIN
-from edgefuse.train.loop import (
-    DEV_UTTERANCES,
-    WHOLE,
-    EpochBatches,
-    Precision,
-    Speech,
-    Trained,
-    contexts_of,
-    fitting,
-    heard_by,
-    open_speech,
-    require_free_run,
-    run,
-    spell_spaceless,
-    test,
-    training_speech,
-    usual_precision,
-    write_metrics,
-)
+from edgefuse.train.corpora import TRAIN
+from edgefuse.train.loop import EpochBatches, Precision, require_free_run, run, usual_precision
+from edgefuse.train.metrics import WHOLE, Trained, contexts_of, spell_spaceless, test, write_metrics
 from edgefuse.train.module import Taught
-from edgefuse.train.recipe import ARCHITECTURE, Recipe
+from edgefuse.train.recipe import Recipe
+from edgefuse.train.speech import Speech, fitting, heard_by, open_speech, training_speech
 from edgefuse.values import Checkpoint
 
 START_SECONDS = 900.0  # of speech, augmented, that the start is fitted to: 22,500 encoder frames
@@ -129,7 +113,7 @@ def convert_norm(
     with ranks.joined():
         heard = open_speech(speech, features)
         corpus = fitting(heard_by(before, heard.load(TRAIN)), tokens, before.config)
-        dev = heard.load(DEV, utterances=DEV_UTTERANCES)
+        dev = heard.dev()
         output.mkdir(parents=True, exist_ok=True)
         training = fit(before, corpus, dev, output, recipe, resume=resume, precision=precision or usual_precision())
     if not ranks.is_first():
@@ -141,8 +125,7 @@ def convert_norm(
     spoken = (heard, corpus.store, tokens)
     given = {f"{name}{BEFORE}": e for name, e in test(checkpoints.encoder_of(before), *spoken, WHOLE).items()}
     errors = given | test(encoder, *spoken, contexts_of(encoder.config))
-    told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
-    write_metrics(output, {"from": before.digest, **told}, errors)
+    write_metrics(output, recipe.to_json_from(before.digest), errors)
     return Trained(written, errors, characters=spell_spaceless(tokens))
 
 

@@ -36,25 +36,12 @@ from edgefuse.quantize.scheme import Scheme, require_blocks_apart
 from edgefuse.refold import fold_exactly
 from edgefuse.speech import TestSet, Utterance
 from edgefuse.train import ranks
-from edgefuse.train.corpora import DEV, TRAIN, Corpus
-from edgefuse.train.loop import (
-    DEV_UTTERANCES,
-    WHOLE,
-    EpochBatches,
-    Speech,
-    Trained,
-    contexts_of,
-    fitting,
-    heard_by,
-    open_speech,
-    require_free_run,
-    run,
-    spell_spaceless,
-    test,
-    write_metrics,
-)
+from edgefuse.train.corpora import TRAIN, Corpus
+from edgefuse.train.loop import EpochBatches, require_free_run, run
+from edgefuse.train.metrics import WHOLE, Trained, contexts_of, spell_spaceless, test, write_metrics
 from edgefuse.train.module import FineTuning
-from edgefuse.train.recipe import ARCHITECTURE, Recipe
+from edgefuse.train.recipe import Recipe
+from edgefuse.train.speech import Speech, fitting, heard_by, open_speech
 from edgefuse.values import FoldedModel
 
 SCHEME = "scheme.toml"
@@ -95,7 +82,7 @@ def fine_tune(
         rounding = rounding_of(folded, scheme, calibration, heard.corpus)
         corpus = heard_by(folded.checkpoint, heard.load(TRAIN))
         corpus = fitting(corpus, tokens, folded.checkpoint.config)
-        dev = heard.load(DEV, utterances=DEV_UTTERANCES)
+        dev = heard.dev()
         output.mkdir(parents=True, exist_ok=True)
         training = fit(folded, rounding, corpus, dev, output, recipe, resume=resume)
     if not ranks.is_first():
@@ -108,9 +95,8 @@ def fine_tune(
     before = {FLOAT: test(given, *spoken, WHOLE), BEFORE: test(partial(rounding.answer, given), *spoken, WHOLE)}
     errors = {name + when: counted for when, found in before.items() for name, counted in found.items()}
     errors |= test(partial(rounding.answer, made), *spoken, contexts_of(folded.checkpoint.config))
-    told = {name: value for name, value in recipe.to_json().items() if name not in ARCHITECTURE}
     (output / SCHEME).write_text(scheme.to_toml(), encoding="utf-8")
-    write_metrics(output, {"from": folded.digest, "scheme": scheme.to_json(), **told}, errors)
+    write_metrics(output, {"scheme": scheme.to_json(), **recipe.to_json_from(folded.digest)}, errors)
     return Trained(output / "checkpoint", errors, characters=spell_spaceless(tokens))
 
 

@@ -25,21 +25,11 @@ from edgefuse.model import Encoder, EncoderConfig
 from edgefuse.model.reestimate import reestimate
 from edgefuse.train import ranks
 from edgefuse.train.augment import Augmentation
-from edgefuse.train.corpora import DEV, TRAIN
-from edgefuse.train.loop import (
-    DEV_UTTERANCES,
-    EVALUATION_BATCH_SECONDS,
-    EpochBatches,
-    Precision,
-    Speech,
-    clean_speech,
-    open_speech,
-    require_free_run,
-    run,
-    usual_precision,
-)
+from edgefuse.train.corpora import TRAIN
+from edgefuse.train.loop import EpochBatches, Precision, require_free_run, run, usual_precision
 from edgefuse.train.masked import Masking, Pretraining, hide
 from edgefuse.train.recipe import PRETRAINED, Recipe
+from edgefuse.train.speech import EVALUATION_BATCH_SECONDS, Speech, clean_speech, open_speech
 from edgefuse.values import Checkpoint
 
 TOKENS = character_tokens()
@@ -106,7 +96,7 @@ def pretrain(
     with ranks.joined():
         heard = open_speech(speech, features)
         corpus = audible(heard.load(TRAIN), config)
-        dev = audible(heard.load(DEV, utterances=DEV_UTTERANCES, statistics=corpus.store), config)
+        dev = audible(heard.dev(statistics=corpus.store), config)
         output.mkdir(parents=True, exist_ok=True)
         L.seed_everything(recipe.seed, workers=True, verbose=False)
         batches = UnlabelledBatches(corpus, dev, TOKENS, recipe)

@@ -83,6 +83,10 @@ class Recipe:
         """A JSON object with every field."""
         return asdict(self)
 
+    def to_json_from(self, digest: str) -> dict[str, Any]:
+        """The same of a training that begins with a checkpoint, by its digest, which decides on the architecture."""
+        return {"from": digest} | {name: value for name, value in self.to_json().items() if name not in ARCHITECTURE}
+
     @property
     def pieces(self) -> int:
         """How many tokens are learnt, where some are."""

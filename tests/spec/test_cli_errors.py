@@ -315,7 +315,7 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(checkpoint_folder, capsys,
 
 
 def test_a_package_that_a_command_needs_and_does_not_find_is_named(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "edgefuse.train.loop", None)  # as if importing it had failed
+    monkeypatch.setitem(sys.modules, "edgefuse.train.train", None)  # as if importing it had failed
     code = cli.run(["train", "--speech", str(tmp_path), "-o", str(tmp_path / "run")])
     assert code == errors.MissingPackage.exit_code
     assert "is not installed" in capsys.readouterr().err

@@ -17,8 +17,8 @@ from edgefuse.model.normalization import LayerNorm
 from edgefuse.model.streaming import FULL, Context
 from edgefuse.train.closeness import _fit_gate, converted_config, successor
 from edgefuse.train.convert_norm import Conversion, convert_norm, fit
-from edgefuse.train.loop import open_speech
 from edgefuse.train.recipe import CONVERSION
+from edgefuse.train.speech import open_speech
 from edgefuse.values import Refusal
 from tests.conftest import a_checkpoint
 from tests.spec.test_training import NO_AUGMENTATION, TOKENS, write_corpus

@@ -19,8 +19,9 @@ from edgefuse.train import features
 from edgefuse.train.batches import trainable
 from edgefuse.train.corpora import open_corpus
 from edgefuse.train.features import cut_features, open_or_compute
-from edgefuse.train.loop import open_speech, train
 from edgefuse.train.pieces import characters_in, characters_of, learn_tokens
+from edgefuse.train.speech import open_speech
+from edgefuse.train.train import train
 from edgefuse.verify.wer import count_word_errors
 from tests.spec.test_training import QUICK, SMALL, one_thread, tones, write_corpus
 

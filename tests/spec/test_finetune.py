@@ -28,9 +28,9 @@ from edgefuse.quantize.scheme import SCHEMES, Scheme
 from edgefuse.refold import fold_exactly
 from edgefuse.speech import COLUMNS
 from edgefuse.train.finetune import fine_tune, fit, settled
-from edgefuse.train.loop import open_speech
 from edgefuse.train.module import FineTuning, divergence
 from edgefuse.train.recipe import FINE_TUNING
+from edgefuse.train.speech import open_speech
 from edgefuse.values import FoldedModel
 from edgefuse.verify.parity import snr_db
 from tests.conftest import a_checkpoint

@@ -14,10 +14,10 @@ from edgefuse.errors import EmptyAudio, UsageError
 from edgefuse.model import Context, Encoder
 from edgefuse.train.augment import Augmentation
 from edgefuse.train.batches import Batch
-from edgefuse.train.loop import train
 from edgefuse.train.masked import Masking, Pretraining, hide
 from edgefuse.train.pretrain import PRETRAINING, TOKENS, pretrain
 from edgefuse.train.recipe import PRETRAINED, Recipe
+from edgefuse.train.train import train
 from tests.spec.test_training import SMALL, write_corpus
 
 QUIET = Augmentation(
@@ -117,7 +117,7 @@ def test_a_training_begins_with_the_encoder_and_learns_characters_first(pretrain
     for name in ("train", "dev", "seen", "unseen"):
         write_corpus(corpus, name, ["abc", "bad cab", "cad", "dab a"])
     seen = []
-    monkeypatch.setattr("edgefuse.train.loop.run", lambda training, *_, **__: seen.append(training))
+    monkeypatch.setattr("edgefuse.train.train.run", lambda training, *_, **__: seen.append(training))
     recipe = Recipe(vocabulary_size=29, epochs=1, batch_seconds=8.0)
     train(corpus, tmp_path / "run", recipe, start=pretrained.folder)
     begun, given = seen[0].encoder.state_dict(), checkpoints.read(pretrained.folder).weights

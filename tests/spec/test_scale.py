@@ -18,9 +18,11 @@ from edgefuse.model.normalization import BatchNorm
 from edgefuse.train import callbacks
 from edgefuse.train.augment import Augmentation
 from edgefuse.train.batches import Share
-from edgefuse.train.loop import EpochBatches, fit, open_speech
+from edgefuse.train.loop import EpochBatches
 from edgefuse.train.module import Training
 from edgefuse.train.recipe import Recipe
+from edgefuse.train.speech import open_speech
+from edgefuse.train.train import fit
 from tests.spec.test_training import QUICK, SMALL, TOKENS, corpus, one_thread, speech, weights
 
 __all__ = ["corpus", "one_thread"]  # fixtures
@@ -121,7 +123,8 @@ from pathlib import Path
 import torch
 from edgefuse.model import EncoderConfig
 from edgefuse.train.augment import Augmentation
-from edgefuse.train.loop import fit, open_speech
+from edgefuse.train.speech import open_speech
+from edgefuse.train.train import fit
 from edgefuse.train.module import Training
 from edgefuse.train.recipe import Recipe
 from edgefuse.train import callbacks, ranks

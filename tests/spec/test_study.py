@@ -21,9 +21,9 @@ from edgefuse.study.page import page
 from edgefuse.study.results import Outcome, Results, collect, outcome_path, read_results, write_json, write_results
 from edgefuse.study.rows import Plan, Row, read_plan, require_built
 from edgefuse.study.run import gpu_rows, report, train_rows
-from edgefuse.train.loop import fit
 from edgefuse.train.module import draw_depth
 from edgefuse.train.recipe import Recipe
+from edgefuse.train.train import fit
 from edgefuse.verify.wer import WordErrors
 from tests.spec.test_training import NO_AUGMENTATION, write_corpus
 

@@ -22,20 +22,12 @@ from edgefuse.model.streaming import valid_frames
 from edgefuse.train.augment import Augmentation, augment, mask, warp_tempo, warp_vocal_tract
 from edgefuse.train.batches import Batch, Batches, Share, made_ahead, trainable
 from edgefuse.train.features import FeatureStore, Stored
-from edgefuse.train.loop import (
-    Speech,
-    answer_again,
-    finish,
-    fit,
-    heard_by,
-    open_speech,
-    tokens_for,
-    train,
-    training_speech,
-    usual_precision,
-)
+from edgefuse.train.loop import usual_precision
+from edgefuse.train.metrics import answer_again
 from edgefuse.train.module import Training, ctc_loss, draw_context
 from edgefuse.train.recipe import Recipe
+from edgefuse.train.speech import Speech, heard_by, open_speech, training_speech
+from edgefuse.train.train import finish, fit, tokens_for, train
 
 TOKENS = character_tokens()
 NO_AUGMENTATION = Augmentation(
@@ -285,7 +277,7 @@ def test_the_checkpoint_is_the_average_with_statistics_of_what_it_was_trained_on
 
 
 def test_statistics_are_measured_in_the_contexts_of_the_training(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgefuse.train.loop.REESTIMATION_BATCH_SECONDS", 2.0)
+    monkeypatch.setattr("edgefuse.train.speech.REESTIMATION_BATCH_SECONDS", 2.0)
     spoken, recipe = speech(corpus, "train"), replace(QUICK, chunked_share=0.5)
     heard = [context for _, _, context in training_speech(spoken, TOKENS, recipe, SMALL.frame_ms)]
     assert len(heard) > 3
