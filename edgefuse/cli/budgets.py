@@ -10,10 +10,10 @@ from edgefuse.values import Check
 
 def show_budget(checks: Sequence[Check]) -> None:
     """The table of what was held against the budget; nothing without one."""
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import bundle_rows, terminal
 
     if checks:
-        terminal.show_table(rows.CHECKS, rows.check_rows("budget", checks))
+        terminal.show_table(bundle_rows.CHECKS, bundle_rows.check_rows("budget", checks))
 
 
 def require_kept(checks: Sequence[Check]) -> None:

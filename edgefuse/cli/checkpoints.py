@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 def inspect(checkpoint: Path, as_json: bool) -> None:
     """Show the architecture of CHECKPOINT, its size, its cost, and what folds, site by site."""
     from edgefuse.inspection import inspect as look
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import checkpoint_rows, terminal
 
     found = look(checkpoint)
     if as_json:
         terminal.show_json(found.to_json())
     else:
-        terminal.show_table(("", ""), rows.inspection_rows(found), title=found.checkpoint.config.name)
-        terminal.show_table(rows.PLAN, rows.plan_rows(found.plan), title="Plan")
+        terminal.show_table(("", ""), checkpoint_rows.inspection_rows(found), title=found.checkpoint.config.name)
+        terminal.show_table(checkpoint_rows.PLAN, checkpoint_rows.plan_rows(found.plan), title="Plan")
 
 
 @click.command()
@@ -53,11 +53,11 @@ def fold(
 ) -> None:
     """Fold every norm of CHECKPOINT into its neighbours, in float64, and write the folded model."""
     from edgefuse.refold import refold
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import checkpoint_rows, terminal
 
     with terminal.step("Folding"):
         folded, exact = refold(checkpoint, output, depth=depth, speech=reestimate, chunks=chunks, overwrite=overwrite)
-    click.echo(rows.fold_line(folded, exact, output))
+    click.echo(checkpoint_rows.fold_line(folded, exact, output))
 
 
 @click.command()

@@ -85,7 +85,7 @@ def export(
     chosen = targets_of(targets, every=every)
     from edgefuse.pipeline import Order
     from edgefuse.pipeline import export as run
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import bundle_rows, terminal
 
     shapes = shapes_of(seconds, chunks, held=state == "held")
     moved, picture = _bars(bars), _picture(precision)
@@ -94,10 +94,14 @@ def export(
     )
     verified = run(checkpoint, output, order, overwrite=overwrite, tell=terminal.step)
     if as_json:
-        terminal.show_json(rows.verified_json(verified))
+        terminal.show_json(bundle_rows.verified_json(verified))
     else:
-        terminal.show_table(rows.ARTIFACTS, rows.artifact_rows(verified))
-        told = [*rows.moved_lines(verified), *rows.streaming_lines(verified.bundle), *rows.depth_lines(verified.bundle)]
+        terminal.show_table(bundle_rows.ARTIFACTS, bundle_rows.artifact_rows(verified))
+        told = [
+            *bundle_rows.moved_lines(verified),
+            *bundle_rows.streaming_lines(verified.bundle),
+            *bundle_rows.depth_lines(verified.bundle),
+        ]
         click.echo("\n".join([*told, f"Bundle: {output}"]))
 
 
@@ -115,20 +119,22 @@ def verify(
     """Check BUNDLE again: checksums, structure, parity, tokens and words on speech."""
     from edgefuse.bench.budget import check_exports, read_budget
     from edgefuse.pipeline import verify as run
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import bundle_rows, terminal
 
     limits = None if budget is None else read_budget(budget)
     verified = run(bundle, targets=targets, speech=speech, bars=_bars(bars), tell=terminal.step)
     checks = () if limits is None else check_exports(limits, verified.bundle, verified.exports)
     if as_json:
         terminal.show_json(
-            rows.verified_json(verified) if limits is None else rows.verified_json(verified) | rows.budget_json(checks)
+            bundle_rows.verified_json(verified)
+            if limits is None
+            else bundle_rows.verified_json(verified) | bundle_rows.budget_json(checks)
         )
     else:
-        terminal.show_table(rows.CHECKS, rows.verified_rows(verified), title=rows.verdict_line(verified))
+        terminal.show_table(bundle_rows.CHECKS, bundle_rows.verified_rows(verified), title=bundle_rows.verdict_line(verified))
         show_budget(checks)
     if not verified.passed:
-        hints = ("The checks that failed are in the table above.", *rows.next_steps(verified))
+        hints = ("The checks that failed are in the table above.", *bundle_rows.next_steps(verified))
         raise GateFailed(f"{bundle} does not pass.", hint=" ".join(hints))
     require_kept(checks)
 

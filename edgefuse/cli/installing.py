@@ -12,14 +12,14 @@ from edgefuse.errors import MissingPackage
 @json_option
 def targets(as_json: bool) -> None:
     """List the targets, and whether their packages are installed."""
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import installation_rows, terminal
     from edgefuse.target import shelf
 
-    found = rows.target_rows(shelf())
+    found = installation_rows.target_rows(shelf())
     if as_json:
         terminal.show_json([dict(zip(("target", "makes", "file", "state"), row, strict=True)) for row in found])
     else:
-        terminal.show_table(rows.TARGETS, found)
+        terminal.show_table(installation_rows.TARGETS, found)
 
 
 @click.group(invoke_without_command=True)
@@ -30,14 +30,14 @@ def devices(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     from edgefuse.device import shelf
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import installation_rows, terminal
 
     with terminal.step("Looking for devices"):
-        found = rows.device_rows(shelf())
+        found = installation_rows.device_rows(shelf())
     if as_json:
         terminal.show_json([dict(zip(("device", "what", "clock", "state"), row, strict=True)) for row in found])
     else:
-        terminal.show_table(rows.DEVICES, found)
+        terminal.show_table(installation_rows.DEVICES, found)
 
 
 @devices.command()
@@ -57,13 +57,13 @@ def setup(name: str) -> None:
 def doctor(chosen: tuple[str, ...], as_json: bool) -> None:
     """Show versions and conflicts, what is missing, and the pip command that mends it."""
     from edgefuse.packages import extras, needs, repair
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import installation_rows, terminal
 
     found = needs(chosen or extras())
     command = repair(found)
     if as_json:
-        terminal.show_json(rows.needs_json(found, command))
+        terminal.show_json(installation_rows.needs_json(found, command))
     else:
-        terminal.show_table(rows.NEEDS, rows.need_rows(found))
+        terminal.show_table(installation_rows.NEEDS, installation_rows.need_rows(found))
     if command:
         raise MissingPackage("Packages are missing or in conflict.", hint=f"Mend it with: {command}")

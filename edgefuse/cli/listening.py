@@ -57,7 +57,7 @@ def transcribe(
     from edgefuse.decode.search import decoding_of
     from edgefuse.listen import listen, record, stream
     from edgefuse.microphone import blocks
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import speech_rows, terminal
 
     _require_sense(audio, live=live, microphone=microphone, endpoint_silence_ms=endpoint_silence_ms, second_pass=second_pass)
     decoding = decoding_of(beam, hotwords)
@@ -68,7 +68,7 @@ def transcribe(
 
         def end(said: Said) -> None:
             if not as_json:
-                click.echo("\n".join(rows.said_lines(said, timestamps=timestamps)))
+                click.echo("\n".join(speech_rows.said_lines(said, timestamps=timestamps)))
 
         endless, pauses = blocks(terminal.say), endpointing or Endpointing()
         streamed = (record(artifact, decoding, pauses, endless, terminal.say, end, second_pass=second_pass),)
@@ -77,13 +77,13 @@ def transcribe(
     else:
         whole = listen(artifact, audio, decoding)
     if as_json:
-        terminal.show_json(rows.streamed_json(streamed) if streamed else rows.transcripts_json(whole))
+        terminal.show_json(speech_rows.streamed_json(streamed) if streamed else speech_rows.transcripts_json(whole))
         return
     if not microphone:
-        click.echo("\n".join(rows.transcript_lines(streamed or whole, timestamps=timestamps)))
+        click.echo("\n".join(speech_rows.transcript_lines(streamed or whole, timestamps=timestamps)))
     if streamed:
-        terminal.show_table(rows.STREAMED, rows.streamed_rows(streamed))
-    for line in rows.first_pass_lines(streamed) if second_pass else ():
+        terminal.show_table(speech_rows.STREAMED, speech_rows.streamed_rows(streamed))
+    for line in speech_rows.first_pass_lines(streamed) if second_pass else ():
         terminal.say(line)
 
 
@@ -113,7 +113,7 @@ def evaluate(
     """Print the word error rate of ARTIFACT on speech; with hotwords also without them, and on their words alone."""
     from edgefuse import evaluate as evaluation
     from edgefuse.decode.search import decoding_of
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import speech_rows, terminal
 
     _require_stream(second_pass=second_pass, live=live)
     if against_whole and not live:
@@ -128,11 +128,11 @@ def evaluate(
     found = run(artifact, live=live, second_pass=second_pass)
     apart = evaluation.against(found, others) if others else ()
     if as_json:
-        terminal.show_json(rows.evaluated_json(found, apart))
+        terminal.show_json(speech_rows.evaluated_json(found, apart))
         return
-    terminal.show_table(rows.EVALUATED, rows.evaluated_rows(found))
+    terminal.show_table(speech_rows.EVALUATED, speech_rows.evaluated_rows(found))
     if apart:
-        terminal.show_table(rows.AGAINST, rows.against_rows(found, apart))
+        terminal.show_table(speech_rows.AGAINST, speech_rows.against_rows(found, apart))
 
 
 @click.command()
@@ -145,14 +145,14 @@ def evaluate(
 def soak(artifact: Path, checkpoint: Path, minutes: int, speech: Path | None, as_json: bool) -> None:
     """Speak to a streaming ARTIFACT without a pause: does it drift, does it grow?"""
     from edgefuse.pipeline import soak as run
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import bundle_rows, terminal
 
     soaked, found = run(artifact, checkpoint, minutes, speech=speech, tell=terminal.step)
     checks = found.checks(soaked.precision)
     if as_json:
-        terminal.show_json(rows.checks_json(checks))
+        terminal.show_json(bundle_rows.checks_json(checks))
     else:
-        terminal.show_table(rows.CHECKS, rows.check_rows(soaked.target, checks))
+        terminal.show_table(bundle_rows.CHECKS, bundle_rows.check_rows(soaked.target, checks))
     if not all(check.passed for check in checks):
         raise GateFailed(f"{artifact} does not endure.", hint="The checks that failed are in the table above.")
 

@@ -182,16 +182,16 @@ def ablation(
     chosen = targets_of(targets, every=every)
     from edgefuse.ablation import compare
     from edgefuse.bench.turns import Turns
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import ablation_rows, terminal
 
     lengths, streams = shapes_of(seconds, chunks)
     turns = Turns(rounds=rounds, threads=threads)
     asked = precision_of(precision)
     measured = compare(preset, chosen, turns, precision=asked, seconds=lengths, chunks=streams, tell=terminal.step)
     if as_json:
-        terminal.show_json(rows.comparisons_json(measured))
+        terminal.show_json(ablation_rows.comparisons_json(measured))
     else:
-        terminal.show_table(rows.RATIOS, rows.ratio_rows(measured))
+        terminal.show_table(ablation_rows.RATIOS, ablation_rows.ratio_rows(measured))
 
 
 def _cores(told: str | None) -> tuple[int, ...]:

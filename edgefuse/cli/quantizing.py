@@ -55,13 +55,13 @@ def calibrate(
 ) -> None:
     """Take the ranges of the values of CHECKPOINT, folded, while it hears speech; `export --calibration` reads them."""
     from edgefuse.pipeline import calibrate as run
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import scheme_rows, terminal
 
     seen = run(checkpoint, speech, output, *shapes_of(seconds, chunks), overwrite=overwrite, tell=terminal.step)
     if as_json:
-        terminal.show_json(rows.calibration_json(seen))
+        terminal.show_json(scheme_rows.calibration_json(seen))
     else:
-        terminal.show_table(rows.RANGES, rows.range_rows(seen))
+        terminal.show_table(scheme_rows.RANGES, scheme_rows.range_rows(seen))
 
 
 @click.command()
@@ -85,7 +85,7 @@ def sensitivity(
     """Quantize each layer of CHECKPOINT alone, and all but each: what it costs, and what it saves."""
     from edgefuse.explore import Inquiry
     from edgefuse.explore import sensitivity as run
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import scheme_rows, terminal
 
     if picture is not None:
         from edgefuse.report.picture import draw_sensitivity  # a package that is missing is told before the work
@@ -97,9 +97,11 @@ def sensitivity(
     if picture is not None:
         draw_sensitivity(picture, costs.parts)
     if as_json:
-        terminal.show_json(rows.sensitivity_json(costs))
+        terminal.show_json(scheme_rows.sensitivity_json(costs))
     else:
-        terminal.show_table(rows.SENSITIVITIES, rows.sensitivity_rows(costs), title=rows.sensitivity_line(costs))
+        terminal.show_table(
+            scheme_rows.SENSITIVITIES, scheme_rows.sensitivity_rows(costs), title=scheme_rows.sensitivity_line(costs)
+        )
 
 
 @click.command()
@@ -129,7 +131,7 @@ def search(
     """Find the cheapest precision of each layer of CHECKPOINT within bounds; `export --precision` takes the scheme.toml."""
     from edgefuse.explore import Inquiry
     from edgefuse.quantize.mixes import Bounds
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import scheme_rows, terminal
     from edgefuse.search import SCHEME
     from edgefuse.search import search as run
 
@@ -137,9 +139,9 @@ def search(
     bounds = Bounds(max_wer_loss, max_latency_ms, max_mb)
     found = run(inquiry, output, bounds, resume=resume, tell=terminal.step)
     if as_json:
-        terminal.show_json(rows.found_json(found))
+        terminal.show_json(scheme_rows.found_json(found))
     else:
-        terminal.show_table(rows.FOUND, rows.found_rows(found))
+        terminal.show_table(scheme_rows.FOUND, scheme_rows.found_rows(found))
         click.echo(f"{found.binding}\nScheme: {output / SCHEME}")
 
 

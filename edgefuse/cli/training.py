@@ -66,7 +66,7 @@ def train(
 
     On several GPUs, or machines: torchrun --nproc-per-node 8 -m edgefuse train ...  Curves: tensorboard --logdir RUN/curves
     """
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import speech_rows, terminal
 
     told = {name: value for name, value in recipe.items() if value is not None}
     if architecture is not None:
@@ -96,10 +96,10 @@ def train(
     if trained is None:  # one of several processes, and not the first
         return
     if as_json:
-        terminal.show_json(rows.trained_json(trained))
+        terminal.show_json(speech_rows.trained_json(trained))
     else:
-        columns = rows.CHARACTER_ERRORS if trained.characters else rows.ERRORS
-        terminal.show_table(columns, rows.error_rows(trained.errors), title=str(trained.folder))
+        columns = speech_rows.CHARACTER_ERRORS if trained.characters else speech_rows.ERRORS
+        terminal.show_table(columns, speech_rows.error_rows(trained.errors), title=str(trained.folder))
 
 
 @click.command()
@@ -126,7 +126,7 @@ def pretrain(
     **recipe: Any,  # noqa: ANN401 - the recipe's own fields
 ) -> None:
     """Train an encoder on speech without transcripts, to say what is hidden from it; `train --from` goes on from there."""
-    from edgefuse.report import rows, terminal
+    from edgefuse.report import checkpoint_rows, terminal
     from edgefuse.train.pretrain import PRETRAINING
     from edgefuse.train.pretrain import pretrain as run
 
@@ -137,9 +137,9 @@ def pretrain(
     if pretrained is None:
         return
     if as_json:
-        terminal.show_json(rows.pretrained_json(pretrained))
+        terminal.show_json(checkpoint_rows.pretrained_json(pretrained))
     else:
-        click.echo(rows.pretrained_line(pretrained))
+        click.echo(checkpoint_rows.pretrained_line(pretrained))
 
 
 @click.command()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from edgefuse.report import rows
+from edgefuse.report import bundle_rows
 
 if TYPE_CHECKING:
     from edgefuse.bundle import Bundle
@@ -29,12 +29,12 @@ img {{ max-width: 100% }}
 
 def page(bundle: Bundle, picture: str | None = None) -> str:
     """The page; `picture` is the name of an SVG beside it: what the search that found the scheme has measured."""
-    checks = [row for export in bundle.exports for row in rows.check_rows(export.artifact.target, export.verdict.checks)]
+    checks = [row for export in bundle.exports for row in bundle_rows.check_rows(export.artifact.target, export.verdict.checks)]
     parts = [
         HEAD.format(title=escape(f"{bundle.config.name}, {bundle.precision}")),
-        _table(("", ""), rows.lineage_rows(bundle)),
+        _table(("", ""), bundle_rows.lineage_rows(bundle)),
         "<h2>What was checked</h2>",
-        _table(rows.CHECKS, checks),
+        _table(bundle_rows.CHECKS, checks),
     ]
     if bundle.quantization:
         parts += ["<h2>Scheme</h2>", f"<pre>{escape(bundle.quantization.scheme.to_toml())}</pre>"]

@@ -76,6 +76,11 @@ def _is_number(cell: str) -> bool:
     return re.fullmatch(r"|-|-?[\d.]+( \S{1,2})?", cell) is not None
 
 
+def or_dash(number: float | None, form: str) -> str:
+    """A number in the form of `str.format`, or a dash where there is none."""
+    return "-" if number is None else form.format(number)
+
+
 def megabytes(size: int) -> str:
     """A file size for people."""
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"  # noqa: PLR2004 - 0.1 MB

@@ -12,7 +12,7 @@ from edgefuse.lower.graph import StreamingGraph
 from edgefuse.model import Context
 from edgefuse.pipeline import silent
 from edgefuse.quantize.scheme import SCHEMES
-from edgefuse.report import rows
+from edgefuse.report import ablation_rows
 from edgefuse.values import Mode
 
 
@@ -69,13 +69,13 @@ def test_fewer_bits_are_timed_in_turns_with_fp32_of_both_models():
     routine = Turns(rounds=2, warm_up=0)
     (measured,) = compare("tiny", ["reference"], routine, precision=SCHEMES["int8"], seconds=[0.64], tell=silent)
     assert {"LN", "folded", "LN int8", "folded int8"} <= set(measured.samples.latency_ns)
-    told = [row[2] for row in rows.ratio_rows([measured])]
+    told = [row[2] for row in ablation_rows.ratio_rows([measured])]
     assert told[:3] == ["folded int8 / folded", "folded int8 / LN", "folded int8 / LN int8"]
 
 
 def test_a_bar_is_held_against_the_preset_that_it_is_of():
     mode, samples = Mode("offline", {}), Timed({"folded int8": (30, 30), "folded": (100, 100), "LN": (100, 100)})
-    base, small = (rows.ratio_rows([Comparison(size, "int8", "tflite", mode, samples)]) for size in ("base", "small"))
+    base, small = (ablation_rows.ratio_rows([Comparison(size, "int8", "tflite", mode, samples)]) for size in ("base", "small"))
     assert [row[-1] for row in base] == ["kept", "kept", ""]
     assert [row[-1] for row in small] == ["", "", "MISSED"]  # of its own bars, that of fp32
 

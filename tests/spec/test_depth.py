@@ -17,7 +17,7 @@ from edgefuse.model.reestimate import reestimate
 from edgefuse.pipeline import export
 from edgefuse.quantize.scheme import SCHEMES
 from edgefuse.refold import refold
-from edgefuse.report import rows
+from edgefuse.report import bundle_rows
 from edgefuse.report.page import page
 from edgefuse.speech import read_speech
 from edgefuse.values import Origin
@@ -109,7 +109,7 @@ def test_a_bundle_says_what_its_layers_were_cut_from_and_on_which_speech_they_we
     assert bundle.origin == Origin(deep.digest, 3, read_speech(calibration).digest)
     assert bundle.checkpoint not in (deep.digest, lowest(deep, 2).digest)  # its statistics are others
     assert deep.digest in page(bundle)
-    told = " ".join(rows.depth_lines(bundle))
+    told = " ".join(bundle_rows.depth_lines(bundle))
     assert "lowest 2 of 3 layers" in told
     assert "weights of 2 blocks are stored once" in told
 
@@ -129,7 +129,7 @@ def test_a_depth_at_which_the_statistics_are_wrong_needs_speech(changes, order, 
 def test_a_depth_that_no_statistics_depend_on_needs_no_speech(norm, order, tmp_path):
     store.write_checkpoint(tmp_path / "deep", a_checkpoint(norm, **DEEPER))
     bundle = export(tmp_path / "deep", tmp_path / "bundle", replace(order, depth=2)).bundle
-    assert rows.depth_lines(bundle) == [f"The lowest 2 of 3 layers of checkpoint {bundle.origin.checkpoint[:16]}"]
+    assert bundle_rows.depth_lines(bundle) == [f"The lowest 2 of 3 layers of checkpoint {bundle.origin.checkpoint[:16]}"]
 
 
 def test_a_folded_model_remembers_what_it_was_cut_from(order, calibration, tmp_path):

@@ -21,7 +21,7 @@ from edgefuse.quantize.mixes import BITS, TIME, Bounds, Measured, binding, cheap
 from edgefuse.quantize.scheme import SCHEMES, Scheme, read_scheme
 from edgefuse.quantize.sensitivity import Extent, extents
 from edgefuse.quantize.trial import Trial
-from edgefuse.report import rows
+from edgefuse.report import scheme_rows
 from edgefuse.report.picture import draw_front, draw_sensitivity
 from edgefuse.speech import parted, read_speech
 from edgefuse.verify.wer import WordErrors
@@ -131,9 +131,9 @@ def layer_weights(folder):
 
 
 def test_the_table_begins_with_what_costs_most(costs):
-    table = rows.sensitivity_rows(costs)
+    table = scheme_rows.sensitivity_rows(costs)
     assert table[0][0] == max(costs.parts, key=lambda each: each.alone.noise).name
-    assert all(len(row) == len(rows.SENSITIVITIES) for row in table)
+    assert all(len(row) == len(scheme_rows.SENSITIVITIES) for row in table)
     head = next(each for each in costs.parts if each.name == "head.ctc")
     share = 100 * head.extent.weights / sum(weight.numel() for weight in layer_weights(FUSIONFORMER))
     assert next(row[-1] for row in table if row[0] == "head.ctc") == f"{share:.1f} %"  # of the model, not of what is quantized
