@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgefuse import store
+from edgefuse import store, wenet
 from edgefuse.checkpoint import ISTD, MEAN, assemble, read_config, read_tokens, starts_as_pickle
 from edgefuse.errors import MissingFile, NotACheckpoint, PickledCheckpoint, ShapeMismatch
 from edgefuse.foreign import first_line
@@ -28,14 +28,19 @@ def convert(
 ) -> Checkpoint:
     """Read weights with `torch.load(weights_only=True)`, check them against the config, and write a checkpoint.
 
-    The mean and inverse deviation of the features are read from the weights, as `frontend.mean` and `frontend.istd`, or from
-    `cmvn`, a `global_cmvn` of WeNet in JSON.
+    Config and tokens are `config.json` and `tokens.txt` of edgefuse, or `train.yaml` and `units.txt` of WeNet, see wenet.py. The
+    mean and inverse deviation of the features are read from the weights, as `frontend.mean` and `frontend.istd`, or from `cmvn`,
+    a `global_cmvn` of WeNet in JSON.
 
     Raises:
         PickledCheckpoint: the file holds more than tensors.
         CheckpointError: whatever else is wrong with it.
     """
     weights = _own_names(_load(pickled))
+    if config.suffix in wenet.SUFFIXES:
+        (shape, weights), symbols = wenet.read_wenet(config, weights), wenet.read_units(tokens)
+    else:
+        shape, symbols = read_config(config), read_tokens(tokens)
     if cmvn is not None:
         weights |= _read_cmvn(cmvn)
     if lacking := [name for name in (MEAN, ISTD) if name not in weights]:
@@ -43,7 +48,7 @@ def convert(
             f"{pickled} lacks {' and '.join(lacking)}: without them the features cannot be normalized as in training.",
             hint="Name WeNet's global_cmvn with --cmvn FILE, or add both tensors to the weights.",
         )
-    checkpoint = assemble(read_config(config), weights, read_tokens(tokens))
+    checkpoint = assemble(shape, weights, symbols)
     store.write_checkpoint(output, checkpoint, overwrite=overwrite)
     return checkpoint
 

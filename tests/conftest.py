@@ -23,7 +23,7 @@ def lived_in(encoder: Encoder, seed: int = 0) -> Encoder:
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
-            if "norm" in name or name.endswith((".u", ".v")):
+            if "norm" in name or name.endswith((".u", ".v", ".shift")):
                 parameter.add_(torch.randn(parameter.shape, generator=g) * 0.3)
         for name, statistic in encoder.named_buffers():
             if name.endswith("running_mean"):

@@ -62,8 +62,8 @@ def fold(
 
 @click.command()
 @click.argument("weights", type=PATH)
-@click.option("--config", type=PATH, required=True, help="config.json of the encoder.")
-@click.option("--tokens", type=PATH, required=True, help="tokens.txt, one token a line, the blank first.")
+@click.option("--config", type=PATH, required=True, help="config.json of the encoder, or train.yaml of WeNet.")
+@click.option("--tokens", type=PATH, required=True, help="tokens.txt, one token a line, the blank first; or units.txt of WeNet.")
 @click.option("--cmvn", type=PATH, help="WeNet's global_cmvn in JSON, where the weights lack frontend.mean and frontend.istd.")
 @output_options
 def convert(weights: Path, config: Path, tokens: Path, cmvn: Path | None, output: Path, overwrite: bool) -> None:

@@ -473,6 +473,7 @@ class _Convolution(nn.Module):
         super().__init__()
         self.ahead = ahead
         self.norm, self.gate, self.activation = _norm(source.norm), source.gate, source.activation
+        self.shift = source.shift
         self.pointwise1, self.pointwise2 = _linear(source.pointwise1), _linear(source.pointwise2)
         self.depthwise = _as_conv2d(source.depthwise.conv)
         self.depthwise_norm = _norm(source.depthwise.norm)
@@ -493,7 +494,8 @@ class _Convolution(nn.Module):
         return mixed, *(_renewed(each, x.shape[1], self.ahead) for each in heard)
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (self.gated(self.gate(self.expanded(self.pointwise1(self.input(x))))),)
+        gated: Tensor = self.gated(self.gate(self.expanded(self.pointwise1(self.input(x)))))
+        return (gated if self.shift is None else gated - self.shift,)
 
     def _convolve(self, *inputs: Tensor) -> Tensor:
         x = self.depthwise(self.inputs(_as_image(inputs[0])))

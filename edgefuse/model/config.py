@@ -120,6 +120,8 @@ class EncoderConfig:
         residual_norms_kept: the checkpoint has been folded, but the norms on the residual stream could not be.
         conv_paths: 2: in GLU's place stand two ReLUs, each behind a pointwise and before a depthwise convolution of its own,
             and what these give is added up: a sigma(b) is close to 1/2 relu(a + b) - 1/2 relu(b - a) [I].
+        gate_shift: what GLU gives of nothing but its bias is subtracted behind it. So the zeros before the first frame are what
+            WeNet's depthwise convolution sees there, since WeNet pads before the pointwise one [R].
     """
 
     vocabulary_size: int
@@ -149,6 +151,7 @@ class EncoderConfig:
     second_pass: int = 0
     residual_norms_kept: bool = False
     conv_paths: int = 1
+    gate_shift: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no encoder can be, in words."""
@@ -240,7 +243,7 @@ class EncoderConfig:
 
 
 AS_TRAINED = "Use the config.json that the model was trained with."
-OPTIONAL = frozenset({"subsampling", "stages", "shared_blocks", "second_pass", "residual_norms_kept", "conv_paths"})
+OPTIONAL = frozenset({"subsampling", "stages", "shared_blocks", "second_pass", "residual_norms_kept", "conv_paths", "gate_shift"})
 NAMES: Mapping[Norm, str] = MappingProxyType(
     {
         "batch": "FusionFormer",
@@ -344,6 +347,8 @@ def _convolution_problems(config: EncoderConfig) -> Iterator[str]:
             yield f"{name} is {reprlib.repr(getattr(config, name))}, not 1 or 2"
     if config.conv_paths > 1 and (config.activation, config.conv_relu) != ("relu", "both"):
         yield "two conv_paths want ReLUs in the places of GLU and Swish"
+    if config.gate_shift and config.activation != "swish":
+        yield "a gate_shift belongs to GLU, which comes with swish"
 
 
 def _stage_problems(config: EncoderConfig) -> Iterator[str]:

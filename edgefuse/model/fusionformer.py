@@ -123,12 +123,14 @@ class Convolution(nn.Module):
             self.second_pointwise1 = NormedLinear(config, config.dimension, config.conv_width)
             self.second_depthwise = CausalDepthwise(config, kernel)
         self.gate = nn.GLU() if swish else relu_if(config.conv_relu in ("both", "pointwise"))
+        self.shift = nn.Parameter(torch.zeros(config.conv_width)) if config.gate_shift else None
         self.activation = nn.SiLU() if swish else relu_if(config.conv_relu in ("both", "depthwise"))
 
     def forward(self, x: Tensor, valid: Tensor, context: Context) -> Tensor:
         """(B, T, d) to (B, T, d)."""
         x = self.norm(x, valid)
-        filtered = self.depthwise(self.gate(self.pointwise1(x, valid)), valid, context)
+        gated = self.gate(self.pointwise1(x, valid))
+        filtered = self.depthwise(gated if self.shift is None else gated - self.shift, valid, context)
         if self.paths > 1:
             filtered = filtered + self.second_depthwise(self.gate(self.second_pointwise1(x, valid)), valid, context)
         return self.pointwise2(self.activation(filtered), valid)  # type: ignore[no-any-return]

@@ -61,7 +61,8 @@ _WATCHED_ATTENTION = ("norm_attention", "attention.query", "attention.key", "att
 
 def converted_config(config: EncoderConfig) -> EncoderConfig:
     """What a LayerNorm Conformer becomes."""
-    return replace(config, norm="rep", conv_norm="batch", activation="relu", conv_expansion=1, conv_relu="both", conv_paths=2)
+    gate = {"activation": "relu", "conv_expansion": 1, "conv_relu": "both", "conv_paths": 2, "gate_shift": False}
+    return replace(config, norm="rep", conv_norm="batch", **gate)  # type: ignore[arg-type]  # of as many types as fields
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "cascade": {"layers": 3, "second_pass": 1},
     "cascade behind a funnel": {"layers": 3, "second_pass": 1, "stages": (Stage(1, stride=2), Stage(1, "performer"), Stage(1))},
     "two paths": {"conv_paths": 2, "activation": "relu"},
+    "gate shift": {"gate_shift": True, "activation": "swish"},
     "no positions": {"positions": "none", "stages": (Stage(1), Stage(1, "none"))},
 }
 architectures = pytest.mark.parametrize("changes", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())

@@ -73,7 +73,7 @@ ANY_CONFORMER = [
     {"shared_blocks": True},
     {"layers": 3, "second_pass": 1},
     {"layers": 3, "subsampling": 6, "stages": (Stage(1, "none"), Stage(1, "performer"), Stage(1, stride=2))},
-    {"scale_embedding": True},
+    {"scale_embedding": True, "gate_shift": True},
 ]
 
 
