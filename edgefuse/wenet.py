@@ -34,7 +34,7 @@ from edgefuse.model import EncoderConfig
 from edgefuse.model.config import FEATURE_HOP_MS
 
 SUFFIXES = (".yaml", ".yml")
-BLANKS = ("<blank>", BLANK, "<blk>")
+BLANKS = ("<blank>", BLANK)
 FRAME_MS, SAMPLE_RATE = 25, 16_000
 SUBSAMPLED_BY = MappingProxyType({"conv2d": 4, "conv2d4": 4, "conv2d6": 6, "conv2d8": 8})
 SIZES = MappingProxyType(  # our name, and WeNet's default

@@ -211,7 +211,13 @@ COMMANDS = {
         *["convert", "HERE/code.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"]
     ],
     "weights_without_a_frontend": [
-        *["convert", "HERE/bare.pt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"]
+        *["convert", "HERE/bare.pt", "--config", "HERE/other/config.json", "--tokens", "HERE/other/tokens.txt", "-o", "HERE/new"]
+    ],
+    "weights_that_wenet_did_not_write": [
+        *["convert", "HERE/bare.pt", "--config", "HERE/train.yaml", "--tokens", "HERE/rooms.txt", "-o", "HERE/new"]
+    ],
+    "wenets_encoder_that_sees_the_future": [
+        *["convert", "HERE/wenet.pt", "--config", "HERE/train.yaml", "--tokens", "HERE/rooms.txt", "-o", "HERE/new"]
     ],
     "not_weights": ["convert", "HERE/diary/entry.txt", "--config", "HERE/c.json", "--tokens", "HERE/t.txt", "-o", "HERE/new"],
 }
@@ -247,6 +253,8 @@ def here(checkpoint_folder, bundle_folder, speech, tmp_path):
         (tmp_path / f"{name}.toml").write_text(f"{line}\n")
     (tmp_path / "much.txt").write_text("kitchen\nanna\tmuch\n")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "train.yaml").write_text("encoder_conf: {output_size: 256, causal: false, lora_rank: 8}\n")
+    torch.save({"ctc.ctc_lo.weight": torch.zeros(2, 2)}, tmp_path / "wenet.pt")
     torch.save({"ctc.weight": torch.zeros(2, 2)}, tmp_path / "bare.pt")
     torch.save({"frontend.mean": torch.zeros(80), "frontend.istd": torch.ones(80)}, tmp_path / "weights.pt")
     torch.save({"weights": Opener()}, tmp_path / "code.pt")
