@@ -29,7 +29,8 @@ import yaml
 from torch import Tensor
 
 from edgefuse.decode.tokens import BLANK
-from edgefuse.errors import BadConfig, MissingFile, NotACheckpoint
+from edgefuse.errors import BadConfig, MissingFile, NotACheckpoint, ShapeMismatch
+from edgefuse.foreign import first_line
 from edgefuse.model import EncoderConfig
 from edgefuse.model.config import FEATURE_HOP_MS
 
@@ -72,33 +73,44 @@ WITHOUT_EFFECT = frozenset(  # on what a trained encoder answers, or told by its
         *("query_bias", "key_bias", "value_bias", "conv_bias", "mlp_bias"),
     }
 )
-KNOWN = frozenset({*SIZES, *ONLY, *WITHOUT_EFFECT, "input_layer", "causal", "cnn_module_norm"}) | {
-    *("pos_enc_layer_type", "selfattention_layer_type")
-}
-NAMES = (  # of WeNet's weights, as a pattern, and ours
-    (r"encoder\.global_cmvn\.", "frontend."),
-    (r"encoder\.embed\.conv\.0\.", "subsampling.conv1.conv."),
-    (r"encoder\.embed\.conv\.2\.", "subsampling.conv2.conv."),
-    (r"encoder\.embed\.conv\.4\.", "subsampling.conv3.conv."),
-    (r"encoder\.embed\.(out\.0|linear)\.", "subsampling.linear.linear."),
-    (r"encoder\.after_norm\.", "norm."),
-    (r"ctc\.ctc_lo\.", "ctc."),
-    (r"encoder\.encoders\.(\d+)\.feed_forward_macaron\.w_([12])\.", r"blocks.\1.macaron.w\2.linear."),
-    (r"encoder\.encoders\.(\d+)\.norm_ff_macaron\.", r"blocks.\1.macaron.norm."),
-    (r"encoder\.encoders\.(\d+)\.norm_mha\.", r"blocks.\1.norm_attention."),
-    (r"encoder\.encoders\.(\d+)\.self_attn\.linear_q\.", r"blocks.\1.attention.query.linear."),
-    (r"encoder\.encoders\.(\d+)\.self_attn\.linear_k\.", r"blocks.\1.attention.key.linear."),
-    (r"encoder\.encoders\.(\d+)\.self_attn\.linear_v\.", r"blocks.\1.attention.value.linear."),
-    (r"encoder\.encoders\.(\d+)\.self_attn\.linear_out\.", r"blocks.\1.attention.output.linear."),
-    (r"encoder\.encoders\.(\d+)\.self_attn\.linear_pos\.", r"blocks.\1.attention.position.linear."),
-    (r"encoder\.encoders\.(\d+)\.self_attn\.pos_bias_([uv])$", r"blocks.\1.attention.\2"),
-    (r"encoder\.encoders\.(\d+)\.norm_conv\.", r"blocks.\1.convolution.norm."),
-    (r"encoder\.encoders\.(\d+)\.conv_module\.pointwise_conv([12])\.", r"blocks.\1.convolution.pointwise\2.linear."),
-    (r"encoder\.encoders\.(\d+)\.conv_module\.depthwise_conv\.", r"blocks.\1.convolution.depthwise.conv."),
-    (r"encoder\.encoders\.(\d+)\.conv_module\.norm\.", r"blocks.\1.convolution.depthwise.norm."),
-    (r"encoder\.encoders\.(\d+)\.feed_forward\.w_([12])\.", r"blocks.\1.feed_forward.w\2.linear."),
-    (r"encoder\.encoders\.(\d+)\.norm_ff\.", r"blocks.\1.feed_forward.norm."),
-    (r"encoder\.encoders\.(\d+)\.norm_final\.", r"blocks.\1.norm_final."),
+KNOWN = WITHOUT_EFFECT.union(
+    SIZES, ONLY, ("input_layer", "causal", "cnn_module_norm", "pos_enc_layer_type", "selfattention_layer_type")
+)
+NAMES = MappingProxyType(  # of WeNet's modules, and ours
+    {
+        "encoder.global_cmvn": "frontend",
+        "encoder.embed.conv.0": "subsampling.conv1.conv",
+        "encoder.embed.conv.2": "subsampling.conv2.conv",
+        "encoder.embed.conv.4": "subsampling.conv3.conv",
+        "encoder.embed.out.0": "subsampling.linear.linear",
+        "encoder.embed.linear": "subsampling.linear.linear",
+        "encoder.after_norm": "norm",
+        "ctc.ctc_lo": "ctc",
+    }
+)
+BLOCK_NAMES = MappingProxyType(  # in encoder.encoders.N, and in blocks.N
+    {
+        "norm_ff_macaron": "macaron.norm",
+        "feed_forward_macaron.w_1": "macaron.w1.linear",
+        "feed_forward_macaron.w_2": "macaron.w2.linear",
+        "norm_mha": "norm_attention",
+        "self_attn.linear_q": "attention.query.linear",
+        "self_attn.linear_k": "attention.key.linear",
+        "self_attn.linear_v": "attention.value.linear",
+        "self_attn.linear_out": "attention.output.linear",
+        "self_attn.linear_pos": "attention.position.linear",
+        "self_attn.pos_bias_u": "attention.u",
+        "self_attn.pos_bias_v": "attention.v",
+        "norm_conv": "convolution.norm",
+        "conv_module.pointwise_conv1": "convolution.pointwise1.linear",
+        "conv_module.depthwise_conv": "convolution.depthwise.conv",
+        "conv_module.norm": "convolution.depthwise.norm",
+        "conv_module.pointwise_conv2": "convolution.pointwise2.linear",
+        "norm_ff": "feed_forward.norm",
+        "feed_forward.w_1": "feed_forward.w1.linear",
+        "feed_forward.w_2": "feed_forward.w2.linear",
+        "norm_final": "norm_final",
+    }
 )
 LEFT_OUT = re.compile(r"(?!encoder\.|ctc\.)|encoder\.embed\.pos_enc\.")  # a decoder, and a table that is computed
 
@@ -117,11 +129,18 @@ def read_wenet(config: Path, weights: Mapping[str, Tensor]) -> tuple[EncoderConf
         MissingFile: ``train.yaml`` is not there.
         BadConfig: an encoder that edgefuse does not build, by the name of what it lacks.
         NotACheckpoint: weights without a CTC head.
+        ShapeMismatch: tensors that cannot be those of such an encoder.
     """
-    if "ctc.ctc_lo.weight" not in weights:
+    if weights.get("ctc.ctc_lo.weight", torch.zeros(())).dim() != 2:  # noqa: PLR2004 - a matrix
         raise NotACheckpoint("These are not weights of WeNet: they lack ctc.ctc_lo.weight.", hint="Name its final.pt.")
     encoder = _encoder_config(_read_yaml(config), vocabulary_size=len(weights["ctc.ctc_lo.weight"]), place=config)
-    return encoder, _own_weights(encoder, weights)
+    try:
+        return encoder, _own_weights(encoder, weights)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise ShapeMismatch(
+            f"The weights contradict {config}: {first_line(error)}.",
+            hint="Use the train.yaml that was written with these weights.",
+        ) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -229,11 +248,14 @@ def _own_weights(config: EncoderConfig, weights: Mapping[str, Tensor]) -> dict[s
 
 
 def _own_name(name: str) -> str:
-    for pattern, ours in NAMES:
-        renamed, found = re.subn(rf"^{pattern}", ours, name)
-        if found:
-            return renamed
-    return name
+    """Of a tensor; one of another architecture keeps its name, and is found when it is checked."""
+    block = re.match(r"encoder\.encoders\.(\d+)\.", name)
+    names, place = (BLOCK_NAMES, f"blocks.{block[1]}.") if block else (NAMES, "")
+    told = name[block.end() :] if block else name
+    module, _, leaf = told.rpartition(".")
+    if told in names:
+        return f"{place}{names[told]}"
+    return f"{place}{names[module]}.{leaf}" if module in names else name
 
 
 def _shift_gate(own: dict[str, Tensor], module: str) -> None:

@@ -239,6 +239,15 @@ def test_weights_that_contradict_train_yaml_are_refused(tmp_path):
         converted(left_behind(tmp_path, CONF, {"decoder.embed.0.weight": torch.zeros(1)}))
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (1, 2, 3, 4), (0,)], ids=str)
+def test_a_tensor_of_another_shape_is_refused_in_words(shape, tmp_path):
+    weights = Weights(CONF | {"num_blocks": 1})
+    for name in weights:
+        if not name.startswith(("decoder.", "encoder.embed.pos_enc.")):
+            with pytest.raises((ShapeMismatch, NotACheckpoint, BadConfig)):
+                converted(left_behind(tmp_path, CONF | {"num_blocks": 1}, {**weights, name: torch.zeros(shape)}))
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
