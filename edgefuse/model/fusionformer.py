@@ -11,7 +11,8 @@ With every norm N in its place (N is the identity where the configuration has no
 
 In a FusionFormer N follows every linear and every convolution, act and gate are ReLU, and nothing stands on the residual
 stream: every N folds. In the Conformer N stands before each branch and after each block, act is Swish and gate is GLU. With two
-paths a second N(DW . gate(N(PW1 . N(x)))) is added to the first in front of act.
+paths a second N(DW . gate(N(PW1 . N(x)))) is added to the first in front of act. In a Conformer that WeNet trained a constant is
+subtracted behind GLU (`EncoderConfig.gate_shift`).
 """
 
 import math
